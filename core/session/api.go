@@ -1,0 +1,101 @@
+// Package session is the heart of the library: what MatrixRTC means, as a state machine that is
+// given inputs with the time at which they happened and asked what to do next. It does no I/O,
+// starts no goroutine and reads no clock.
+//
+// The contract: every call of Handle is followed by a complete drain of Outputs, and Handle is
+// called again with Tick when Deadline has passed.
+package session
+
+import (
+	"encoding/json"
+	"time"
+
+	"libmatrixrtc/core/wire"
+
+	"maunium.net/go/mautrix/id"
+)
+
+// Time is the moment of an input, by two clocks.
+type Time struct {
+	Boot time.Duration // CLOCK_BOOTTIME: goes on during sleep, never jumps; all timers
+	Wall int64         // Unix time in ms: what timestamps in events mean; may jump
+}
+
+// Input is something that happened. The types that implement it are listed below.
+type Input interface{ input() }
+
+// RoomState carries state events of a room in the order in which they took effect. With Reset
+// they are the whole state that calls need (call members, room members, create, encryption), so
+// whatever is not among them is gone. Complete says that no more state of this room is known to
+// be missing (false while a gap is being filled).
+type RoomState struct {
+	Room     id.RoomID
+	Events   []wire.Event
+	Reset    bool
+	Complete bool
+}
+
+// RoomLeft says that our user is no longer joined to the room.
+type RoomLeft struct{ Room id.RoomID }
+
+// Response answers a Request by its ID.
+type Response struct {
+	ID     uint64
+	Answer wire.Answer
+}
+
+// ServerDate is the homeserver's clock, from a Date header, in Unix ms.
+type ServerDate struct{ UnixMS int64 }
+
+// Tick says that time has passed and nothing else happened.
+type Tick struct{}
+
+// Join asks a session to join its call and stay joined until Leave.
+type Join struct {
+	Session uint64
+	Params  JoinParams
+}
+
+// Leave asks a session to leave. It is answered at once; the outcome is the event "left".
+type Leave struct{ Session uint64 }
+
+// UpdateIntent changes the call intent of our membership ("" removes it).
+type UpdateIntent struct {
+	Session uint64
+	Intent  string
+}
+
+// UpdateApplicationData replaces the application data of our membership.
+type UpdateApplicationData struct {
+	Session uint64
+	Data    map[string]json.RawMessage
+}
+
+// Recheck makes a session look at its members again (onMembershipUpdate of the reference class).
+type Recheck struct{ Session uint64 }
+
+func (RoomState) input()             {}
+func (RoomLeft) input()              {}
+func (Response) input()              {}
+func (ServerDate) input()            {}
+func (Tick) input()                  {}
+func (Join) input()                  {}
+func (Leave) input()                 {}
+func (UpdateIntent) input()          {}
+func (UpdateApplicationData) input() {}
+func (Recheck) input()               {}
+
+// Output is either a request to make or an event for the host; exactly one field is set.
+type Output struct {
+	Request *wire.Request
+	Event   *Event
+}
+
+// Event is something to tell the host. Data is one of the payload types of events.go; its JSON
+// form is the event's fields of the C ABI.
+type Event struct {
+	Name    string
+	Room    id.RoomID
+	Session uint64 // 0 for events of the client
+	Data    any
+}

@@ -1,0 +1,332 @@
+package session
+
+import (
+	"container/heap"
+	"encoding/json"
+	"strings"
+
+	"libmatrixrtc/core/wire"
+
+	"github.com/tidwall/btree"
+	"github.com/tidwall/gjson"
+	"maunium.net/go/mautrix/id"
+)
+
+// roster is who is in one call. What stands in the room (sources) goes in, one change at a time;
+// what changed in the call comes out as a diff. Every operation is O(log n) in its size.
+//
+// A member is shown while one of its sources has not expired and its user is joined to the room.
+type roster struct {
+	slotID  string
+	sources map[string]*source // by what they stand under in the room
+	members map[memberKey]*rosterMember
+	users   map[id.UserID]*rosterUser
+	order   *btree.BTreeG[*wire.Membership] // the shown, oldest first
+	expiry  expiryHeap
+	intents map[string]int // of the shown that name one
+
+	changed []*rosterMember // since the last diff
+}
+
+// memberKey: two events of one user, device and slot are one member.
+type memberKey struct {
+	user   id.UserID
+	device id.DeviceID
+}
+
+type source struct {
+	m     *wire.Membership
+	of    *rosterMember
+	index int // in the expiry heap, plus one; 0: expired
+}
+
+type rosterMember struct {
+	key     memberKey
+	sources []*source
+	shown   *wire.Membership
+
+	isChanged bool
+	before    *wire.Membership // shown at the last diff
+	reason    string           // why it was hidden last
+}
+
+type rosterUser struct {
+	state   roomMember
+	members map[*rosterMember]struct{}
+}
+
+// roomMember is what is known of a user's membership of the room itself.
+type roomMember int
+
+const (
+	memberUnknown roomMember = iota
+	memberJoined
+	memberNotJoined
+)
+
+// rosterDiff is what changed in a call.
+type rosterDiff struct {
+	joined  []*wire.Membership
+	left    []departed
+	updated []changedMember
+}
+
+type departed struct {
+	m      *wire.Membership
+	reason string
+}
+
+type changedMember struct{ before, after *wire.Membership }
+
+const (
+	reasonExpired  = "expired"
+	reasonRejoined = "rejoined" // the same device, as a new membership
+)
+
+func newRoster(slotID string) *roster {
+	return &roster{
+		slotID: slotID, sources: map[string]*source{}, members: map[memberKey]*rosterMember{},
+		users: map[id.UserID]*rosterUser{}, intents: map[string]int{},
+		order: btree.NewBTreeGOptions(older, btree.Options{NoLocks: true, Degree: 16}),
+	}
+}
+
+// older is the order of seniority: joined-since, then user, device, member id.
+func older(a, b *wire.Membership) bool {
+	if a.JoinedTS != b.JoinedTS {
+		return a.JoinedTS < b.JoinedTS
+	}
+	if c := strings.Compare(string(a.UserID), string(b.UserID)); c != 0 {
+		return c < 0
+	}
+	if c := strings.Compare(string(a.DeviceID), string(b.DeviceID)); c != 0 {
+		return c < 0
+	}
+	return a.MemberID < b.MemberID
+}
+
+// put says what now stands under a source.
+func (r *roster) put(key string, m *wire.Membership) {
+	s := r.sources[key]
+	if s != nil && s.of.key != (memberKey{m.UserID, m.DeviceID}) {
+		r.remove(key, reasonLeft)
+		s = nil
+	}
+	if s == nil {
+		s = &source{of: r.member(m)}
+		s.of.sources = append(s.of.sources, s)
+		r.sources[key] = s
+	}
+	s.m = m
+	if s.index != 0 {
+		heap.Fix(&r.expiry, s.index-1)
+	} else {
+		heap.Push(&r.expiry, s)
+	}
+	r.reconsider(s.of, reasonLeft)
+}
+
+func (r *roster) member(m *wire.Membership) *rosterMember {
+	key := memberKey{m.UserID, m.DeviceID}
+	rm := r.members[key]
+	if rm == nil {
+		rm = &rosterMember{key: key}
+		r.members[key] = rm
+	}
+	u := r.users[m.UserID]
+	if u == nil {
+		u = &rosterUser{members: map[*rosterMember]struct{}{}}
+		r.users[m.UserID] = u
+	}
+	u.members[rm] = struct{}{}
+	return rm
+}
+
+// remove says that nothing stands under a source any more.
+func (r *roster) remove(key, reason string) {
+	s := r.sources[key]
+	if s == nil {
+		return
+	}
+	delete(r.sources, key)
+	if s.index != 0 {
+		heap.Remove(&r.expiry, s.index-1)
+	}
+	rm := s.of
+	for i := range rm.sources {
+		if rm.sources[i] == s {
+			rm.sources = append(rm.sources[:i], rm.sources[i+1:]...)
+			break
+		}
+	}
+	r.reconsider(rm, reason)
+	if len(rm.sources) == 0 {
+		u := r.users[rm.key.user]
+		delete(u.members, rm)
+		if len(u.members) == 0 {
+			delete(r.users, rm.key.user)
+		}
+		if !rm.isChanged {
+			delete(r.members, rm.key)
+		}
+	}
+}
+
+// setRoomMember says whether a user is joined to the room. It is forgotten when the user's last
+// source is removed.
+func (r *roster) setRoomMember(user id.UserID, state roomMember) {
+	u := r.users[user]
+	if u == nil || u.state == state {
+		return
+	}
+	u.state = state
+	for rm := range u.members {
+		r.reconsider(rm, reasonRoomLeft)
+	}
+}
+
+// expire hides what is over at that time.
+func (r *roster) expire(serverTS int64) {
+	for len(r.expiry) > 0 && r.expiry[0].m.ExpiresTS <= serverTS {
+		s := heap.Pop(&r.expiry).(*source)
+		r.reconsider(s.of, reasonExpired)
+	}
+}
+
+// nextExpiry is when expire has something to do next.
+func (r *roster) nextExpiry() (int64, bool) {
+	if len(r.expiry) == 0 {
+		return 0, false
+	}
+	return r.expiry[0].m.ExpiresTS, true
+}
+
+// reconsider decides what is shown of a member: of its sources that have not expired the latest.
+func (r *roster) reconsider(rm *rosterMember, reason string) {
+	var best *wire.Membership
+	if u := r.users[rm.key.user]; u != nil && u.state == memberJoined {
+		for _, s := range rm.sources {
+			if s.index != 0 && (best == nil || s.m.OriginServerTS > best.OriginServerTS ||
+				s.m.OriginServerTS == best.OriginServerTS && s.m.EventID > best.EventID) {
+				best = s.m
+			}
+		}
+	}
+	if best == rm.shown {
+		return
+	}
+	if !rm.isChanged {
+		rm.isChanged, rm.before = true, rm.shown
+		r.changed = append(r.changed, rm)
+	}
+	if m := rm.shown; m != nil {
+		r.order.Delete(m)
+		if r.intents[m.Intent]--; r.intents[m.Intent] <= 0 {
+			delete(r.intents, m.Intent)
+		}
+	}
+	if best != nil {
+		r.order.Set(best)
+		r.intents[best.Intent]++
+	} else {
+		rm.reason = reason
+	}
+	rm.shown = best
+}
+
+// diff drains what changed; nil where nothing did.
+func (r *roster) diff() *rosterDiff {
+	var d rosterDiff
+	for _, rm := range r.changed {
+		before, after := rm.before, rm.shown
+		rm.isChanged, rm.before = false, nil
+		switch {
+		case before == nil && after == nil:
+		case before == nil:
+			d.joined = append(d.joined, after)
+		case after == nil:
+			d.left = append(d.left, departed{before, rm.reason})
+		case after.JoinedTS > before.JoinedTS || after.MemberID != before.MemberID:
+			d.left = append(d.left, departed{before, reasonRejoined})
+			d.joined = append(d.joined, after)
+		case after.EventID != before.EventID:
+			d.updated = append(d.updated, changedMember{before, after})
+		}
+		if len(rm.sources) == 0 && r.members[rm.key] == rm {
+			delete(r.members, rm.key)
+		}
+	}
+	r.changed = r.changed[:0]
+	if len(d.joined)+len(d.left)+len(d.updated) == 0 {
+		return nil
+	}
+	return &d
+}
+
+func (r *roster) len() int { return r.order.Len() }
+
+func (r *roster) empty() bool { return len(r.sources) == 0 }
+
+func (r *roster) oldest() *wire.Membership {
+	m, _ := r.order.Min()
+	return m
+}
+
+// all are the members, oldest first.
+func (r *roster) all() []*wire.Membership { return r.order.Items() }
+
+// activeTransport is where a member's media is: with multi_sfu on its own first transport, with
+// oldest_membership where the oldest member prefers it, asked of that member in turn.
+func (r *roster) activeTransport(m *wire.Membership) json.RawMessage {
+	switch m.FocusSelection {
+	case wire.SelectionMultiSFU:
+		return firstTransport(m)
+	case wire.SelectionOldest:
+		if o := r.oldest(); o != nil {
+			return firstTransport(o)
+		}
+		return firstTransport(m)
+	default:
+		return nil
+	}
+}
+
+func firstTransport(m *wire.Membership) json.RawMessage {
+	for _, t := range m.Transports {
+		if gjson.GetBytes(t, "type").Str == "livekit" {
+			return t
+		}
+	}
+	return nil
+}
+
+// consensusIntent is the intent of all members that name one, or "" where they differ.
+func (r *roster) consensusIntent() string {
+	named := len(r.intents)
+	if r.intents[""] > 0 {
+		named--
+	}
+	if named != 1 {
+		return ""
+	}
+	for intent := range r.intents {
+		if intent != "" {
+			return intent
+		}
+	}
+	return ""
+}
+
+type expiryHeap []*source
+
+func (h expiryHeap) Len() int           { return len(h) }
+func (h expiryHeap) Less(i, j int) bool { return h[i].m.ExpiresTS < h[j].m.ExpiresTS }
+func (h expiryHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i]; h[i].index, h[j].index = i+1, j+1 }
+func (h *expiryHeap) Push(x any)        { s := x.(*source); s.index = len(*h) + 1; *h = append(*h, s) }
+func (h *expiryHeap) Pop() any {
+	s := (*h)[len(*h)-1]
+	(*h)[len(*h)-1] = nil
+	*h = (*h)[:len(*h)-1]
+	s.index = 0
+	return s
+}

@@ -1,0 +1,340 @@
+package wire
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/tidwall/gjson"
+	"maunium.net/go/mautrix/id"
+)
+
+// The `state` generation: a room state event per device, which Element Call writes today.
+
+// TypeStateMember is the type that the state generation writes, TypeStateMemberStable the one
+// that it is to have; both are read.
+const (
+	TypeStateMember       = "org.matrix.msc3401.call.member"
+	TypeStateMemberStable = "m.call.member"
+)
+
+// How a member chooses its transport.
+const (
+	SelectionOldest   = "oldest_membership"
+	SelectionMultiSFU = "multi_sfu"
+)
+
+const (
+	defaultExpiry = 4 * 60 * 60 * 1000 // of a membership that names none, ms
+	maxInteger    = 1<<53 - 1
+	maxIDLength   = 255
+	maxTransports = 32
+	maxDepth      = 64 // of what a stranger's event nests
+)
+
+// IsStateMember says whether an event type is one of the state generation's.
+func IsStateMember(eventType string) bool {
+	return eventType == TypeStateMember || eventType == TypeStateMemberStable
+}
+
+// reserved are the top-level fields of a membership event that are not application data.
+var reserved = map[string]bool{
+	"application": true, "call_id": true, "scope": true, "device_id": true, "membershipID": true,
+	"expires": true, "created_ts": true, "foci_preferred": true, "focus_active": true,
+	"m.call.intent": true, "memberships": true,
+}
+
+// IsReservedField says whether a top-level field of the membership event belongs to the
+// membership itself, and so cannot be application data.
+func IsReservedField(name string) bool { return reserved[name] }
+
+// SlotID names the slot of an application's call ("" is the call of the room).
+func SlotID(application, callID string) (string, error) {
+	if application == "" || len(application) > maxIDLength || strings.ContainsAny(application, "#\x00") {
+		return "", fmt.Errorf("expected 1 to %d bytes without #", maxIDLength)
+	}
+	if len(callID) > maxIDLength || strings.ContainsAny(callID, "#\x00") {
+		return "", fmt.Errorf("call_id: expected at most %d bytes without #", maxIDLength)
+	}
+	if callID == "" && application == "m.call" {
+		callID = "ROOM"
+	}
+	return application + "#" + callID, nil
+}
+
+// Application and CallID are the two halves of a slot id.
+func Application(slotID string) string { a, _, _ := strings.Cut(slotID, "#"); return a }
+
+// CallID is the call of a slot id: "ROOM" for the call of the room.
+func CallID(slotID string) string { _, c, _ := strings.Cut(slotID, "#"); return c }
+
+// wireCallID is how the state generation writes a call id: that of the room's call is empty.
+func wireCallID(slotID string) string {
+	if slotID == "m.call#ROOM" {
+		return ""
+	}
+	return CallID(slotID)
+}
+
+// StateMemberKey is the state key of a device's membership. Room versions with owned state
+// (MSC3757, MSC3779) need no leading underscore.
+func StateMemberKey(user id.UserID, device id.DeviceID, slotID, roomVersion string) string {
+	key := string(user) + "_" + string(device) + "_" + Application(slotID) + wireCallID(slotID)
+	if strings.HasPrefix(roomVersion, "org.matrix.msc3757") || strings.HasPrefix(roomVersion, "org.matrix.msc3779") {
+		return key
+	}
+	return "_" + key
+}
+
+// ownsStateKey: anyone with the power to send the type can write a key that begins with "_", so
+// a key counts only where it names its sender. The rest of it is not checked.
+func ownsStateKey(stateKey string, sender id.UserID) bool {
+	key := strings.TrimPrefix(stateKey, "_")
+	return key == string(sender) || strings.HasPrefix(key, string(sender)+"_")
+}
+
+// ParseStateMember reads a membership of the state generation. It is nil where there is none,
+// with a reason for a person, or with no reason where the event just says that the device has
+// left (or speaks the extinct format of MSC3401). maxExpiry bounds how long after its event a
+// membership may count.
+func ParseStateMember(ev Event, roomVersion string, maxExpiry time.Duration) (*Membership, string) {
+	if !json.Valid(ev.Content) || deeperThan(ev.Content, maxDepth) {
+		return nil, "content: expected a JSON object"
+	}
+	content := gjson.ParseBytes(ev.Content)
+	if !content.IsObject() {
+		return nil, "content: expected a JSON object"
+	}
+	fields := map[string]gjson.Result{}
+	content.ForEach(func(k, v gjson.Result) bool { fields[k.Str] = v; return true })
+	if len(fields) == 0 || fields["memberships"].Exists() {
+		return nil, ""
+	}
+	if !ownsStateKey(ev.StateKey, ev.Sender) {
+		return nil, "state_key: does not belong to the sender"
+	}
+	p := fieldReader{fields: fields}
+	device := p.text("device_id", true)
+	callID := p.text("call_id", true)
+	application := p.text("application", true)
+	m := &Membership{
+		UserID: ev.Sender, DeviceID: id.DeviceID(device), Application: application,
+		Dialect: DialectState, EventID: ev.EventID, StateKey: ev.StateKey, OriginServerTS: ev.OriginServerTS,
+		Scope: p.text("scope", false), Intent: p.text("m.call.intent", false),
+		MemberID: p.text("membershipID", false),
+	}
+	switch focus, ok := fields["focus_active"]; {
+	case !ok || !focus.IsObject():
+		p.refuse("focus_active: expected an object")
+	case focus.Get("type").Type != gjson.String:
+		p.refuse("focus_active.type: expected a string")
+	default:
+		m.FocusSelection = strings.Clone(focus.Get("focus_selection").Str)
+	}
+	if foci, ok := fields["foci_preferred"]; ok {
+		if !foci.IsArray() {
+			p.refuse("foci_preferred: expected an array")
+		}
+		foci.ForEach(func(i, f gjson.Result) bool {
+			if !f.IsObject() || f.Get("type").Type != gjson.String {
+				p.refuse(fmt.Sprintf("foci_preferred[%d]: expected an object with a string type", len(m.Transports)))
+				return false
+			}
+			if len(m.Transports) < maxTransports {
+				m.Transports = append(m.Transports, json.RawMessage(strings.Clone(f.Raw)))
+			}
+			return true
+		})
+	}
+	created := p.integer("created_ts", ev.OriginServerTS)
+	expires := p.integer("expires", defaultExpiry)
+	if p.reason == "" {
+		if m.SlotID, p.reason = slotOf(application, callID); p.reason == "" && device == "" {
+			p.refuse("device_id: expected at least one byte")
+		}
+	}
+	if p.reason != "" {
+		return nil, p.reason
+	}
+	m.CallID = CallID(m.SlotID)
+	if m.MemberID == "" {
+		m.MemberID = string(ev.Sender) + ":" + device
+	}
+	m.JoinedTS = min(max(created, 0), ev.OriginServerTS)
+	m.ExpiresTS = min(m.JoinedTS+max(expires, 0), ev.OriginServerTS+maxExpiry.Milliseconds())
+	m.ApplicationData = map[string]json.RawMessage{}
+	for name, v := range fields {
+		if !reserved[name] {
+			m.ApplicationData[name] = json.RawMessage(strings.Clone(v.Raw))
+		}
+	}
+	return m, ""
+}
+
+func slotOf(application, callID string) (slotID, reason string) {
+	slotID, err := SlotID(application, callID)
+	if err != nil {
+		return "", "application or call_id: " + err.Error()
+	}
+	return slotID, ""
+}
+
+// fieldReader reads typed fields and keeps the first reason to refuse them.
+type fieldReader struct {
+	fields map[string]gjson.Result
+	reason string
+}
+
+func (p *fieldReader) refuse(reason string) {
+	if p.reason == "" {
+		p.reason = reason
+	}
+}
+
+func (p *fieldReader) text(name string, required bool) string {
+	v, ok := p.fields[name]
+	if !ok && !required {
+		return ""
+	}
+	if v.Type != gjson.String {
+		p.refuse(fmt.Sprintf("%s: expected a string, got %s", name, kindOf(v, ok)))
+		return ""
+	}
+	if len(v.Str) > maxIDLength {
+		p.refuse(fmt.Sprintf("%s: expected at most %d bytes", name, maxIDLength))
+		return ""
+	}
+	return strings.Clone(v.Str)
+}
+
+// integer reads a number that a stranger wrote: a whole one below 2^53, or nothing.
+func (p *fieldReader) integer(name string, absent int64) int64 {
+	v, ok := p.fields[name]
+	if !ok {
+		return absent
+	}
+	if v.Type != gjson.Number || v.Num != float64(int64(v.Num)) || v.Num > maxInteger || v.Num < -maxInteger {
+		p.refuse(fmt.Sprintf("%s: expected an integer below 2^53, got %s", name, kindOf(v, ok)))
+		return absent
+	}
+	return int64(v.Num)
+}
+
+func kindOf(v gjson.Result, exists bool) string {
+	switch {
+	case !exists:
+		return "nothing"
+	case v.IsObject():
+		return "an object"
+	case v.IsArray():
+		return "an array"
+	case v.Type == gjson.Number && len(v.Raw) < 32:
+		return v.Raw
+	default:
+		return map[gjson.Type]string{
+			gjson.String: "a string", gjson.Number: "a number", gjson.Null: "null", gjson.True: "true", gjson.False: "false",
+		}[v.Type]
+	}
+}
+
+// deeperThan says whether valid JSON nests deeper than limit.
+func deeperThan(raw []byte, limit int) bool {
+	depth, inString := 0, false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case inString && c == '\\':
+			i++
+		case c == '"':
+			inString = !inString
+		case inString:
+		case c == '{' || c == '[':
+			if depth++; depth > limit {
+				return true
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return false
+}
+
+// StateMember describes the membership event to write.
+type StateMember struct {
+	DeviceID        id.DeviceID
+	MemberID        string
+	SlotID          string
+	Intent          string
+	ApplicationData map[string]json.RawMessage
+	FocusSelection  string
+	Transports      []json.RawMessage
+	CreatedTS       int64 // joined-since of an update; 0 on the first event
+	ExpiresMS       int64 // after joined-since
+}
+
+// BuildStateMember is the content of the event.
+func BuildStateMember(b StateMember) json.RawMessage {
+	c := make(map[string]any, len(b.ApplicationData)+10)
+	for name, v := range b.ApplicationData {
+		if !reserved[name] {
+			c[name] = v
+		}
+	}
+	transports := b.Transports
+	if transports == nil {
+		transports = []json.RawMessage{}
+	}
+	c["application"] = Application(b.SlotID)
+	c["call_id"] = wireCallID(b.SlotID)
+	c["scope"] = "m.room"
+	c["device_id"] = b.DeviceID
+	c["membershipID"] = b.MemberID
+	c["expires"] = b.ExpiresMS
+	c["foci_preferred"] = transports
+	c["focus_active"] = map[string]string{"type": "livekit", "focus_selection": b.FocusSelection}
+	if b.CreatedTS > 0 {
+		c["created_ts"] = b.CreatedTS
+	}
+	if b.Intent != "" {
+		c["m.call.intent"] = b.Intent
+	}
+	raw, err := json.Marshal(c)
+	if err != nil {
+		return json.RawMessage("{}") // the raw parts were validated when they came in
+	}
+	return raw
+}
+
+// OwnTransport checks a transport that the host names as ours. A LiveKit one without an alias
+// gets the room id, as Element Call writes it.
+func OwnTransport(raw json.RawMessage, roomID string) (json.RawMessage, error) {
+	t := gjson.ParseBytes(raw)
+	if !json.Valid(raw) || !t.IsObject() {
+		return nil, fmt.Errorf("expected an object")
+	}
+	if t.Get("type").Type != gjson.String || t.Get("type").Str == "" {
+		return nil, fmt.Errorf("type: expected a string")
+	}
+	if t.Get("type").Str != "livekit" {
+		return raw, nil
+	}
+	if u := t.Get("livekit_service_url"); u.Type != gjson.String || u.Str == "" {
+		return nil, fmt.Errorf("livekit_service_url: expected a string")
+	}
+	if t.Get("livekit_alias").Exists() {
+		return raw, nil
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &fields); err != nil {
+		return nil, err
+	}
+	alias, err := json.Marshal(roomID)
+	if err != nil {
+		return nil, err
+	}
+	fields["livekit_alias"] = alias
+	return json.Marshal(fields)
+}
+
+// SFUIdentity is the participant identity of a member on its SFU (MSC4195).
+func (m *Membership) SFUIdentity() string { return string(m.UserID) + ":" + string(m.DeviceID) }
