@@ -26,13 +26,15 @@ type Input interface{ input() }
 
 // RoomState carries state events of a room in the order in which they took effect. With Reset
 // they are the whole state that calls need (call members, room members, create, encryption), so
-// whatever is not among them is gone. Complete says that no more state of this room is known to
-// be missing (false while a gap is being filled).
+// whatever is not among them is gone. Complete says that the room's state has arrived in full,
+// with this or before. Gap says that changes of room members may be missing (a limited timeline
+// with lazy loading), so they are asked for again.
 type RoomState struct {
 	Room     id.RoomID
 	Events   []wire.Event
 	Reset    bool
 	Complete bool
+	Gap      bool
 }
 
 // RoomLeft says that our user is no longer joined to the room.

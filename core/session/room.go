@@ -111,6 +111,12 @@ func (s *Set) roomState(now Time, in RoomState) {
 			r.encrypted = true // cannot be undone
 		}
 	}
+	if in.Gap {
+		for u := range r.users {
+			r.unknown[u] = true
+		}
+		delete(r.unknown, s.cfg.UserID)
+	}
 	for u, state := range joined {
 		r.setMember(u, state)
 	}
@@ -217,11 +223,11 @@ func (r *room) drop(k entryKey, reason string) {
 
 func (r *room) setMember(userID id.UserID, state roomMember) {
 	u := r.users[userID]
+	delete(r.unknown, userID)
 	if u == nil || u.state == state {
 		return
 	}
 	u.state = state
-	delete(r.unknown, userID)
 	for _, sl := range r.slots {
 		sl.roster.setRoomMember(userID, state)
 		sl.touched = true

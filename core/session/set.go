@@ -160,6 +160,26 @@ func (s *Set) Deadline() (time.Duration, bool) {
 	return s.timers[0].at, true
 }
 
+// Idle says that nothing of ours stands on the server or is on its way there.
+func (s *Set) Idle() bool {
+	for _, o := range s.sessions {
+		if o.phase != idle || len(o.discards) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// LeaveAll asks every joined session to leave.
+func (s *Set) LeaveAll(now Time) {
+	for _, o := range s.sessions {
+		if o.joined {
+			_ = o.stop(now, "stopped")
+			s.step(now, o)
+		}
+	}
+}
+
 // --- inside
 
 func (s *Set) step(now Time, o *own) {
@@ -430,4 +450,10 @@ func (s *Set) DebugSnapshot(now Time, session uint64) (Snapshot, bool) {
 		snap.SwitchDueMS = in(o.sw.dueAt)
 	}
 	return snap, true
+}
+
+// SetIdentity names our user and device once the homeserver has told them. It must come before
+// any room's state.
+func (s *Set) SetIdentity(user id.UserID, device id.DeviceID) {
+	s.cfg.UserID, s.cfg.DeviceID = user, device
 }

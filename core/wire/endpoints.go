@@ -32,7 +32,7 @@ func (r Request) HTTP() HTTPRequest {
 	case SendState:
 		return HTTPRequest{Method: "PUT", Path: state, Body: r.Content}
 	case ScheduleDelayed:
-		q := url.Values{"org.matrix.msc4140.delay": {strconv.FormatInt(r.Delay.Milliseconds(), 10)}}
+		q := map[string]string{"org.matrix.msc4140.delay": strconv.FormatInt(r.Delay.Milliseconds(), 10)}
 		return HTTPRequest{Method: "PUT", Path: state, Query: q, Body: r.Content}
 	case RestartDelayed:
 		return delayed("restart")

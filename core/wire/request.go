@@ -2,7 +2,6 @@ package wire
 
 import (
 	"encoding/json"
-	"net/url"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -42,10 +41,10 @@ type Request struct {
 
 // HTTPRequest is a Request as it goes over the network. Path is escaped and begins with "/".
 type HTTPRequest struct {
-	Method string          `json:"method"`
-	Path   string          `json:"path"`
-	Query  url.Values      `json:"query,omitempty"`
-	Body   json.RawMessage `json:"body,omitempty"`
+	Method string            `json:"method"`
+	Path   string            `json:"path"`
+	Query  map[string]string `json:"query,omitempty"`
+	Body   json.RawMessage   `json:"body,omitempty"`
 }
 
 // HTTPResponse is an answer as it came from the network, or why none came.
