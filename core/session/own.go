@@ -269,9 +269,6 @@ func (o *own) start(now Time, p JoinParams) error {
 
 func (o *own) begin(now Time, p JoinParams, s settings) {
 	o.params, o.settings = p, s
-	if o.memberID == "" {
-		o.memberID = string(o.set.cfg.UserID) + ":" + string(o.set.cfg.DeviceID)
-	}
 	most, unsupported := o.sw.most, o.sw.unsupported
 	o.sw = delayedLeave{most: most, unsupported: unsupported}
 	o.membership = written{current: o.membership.current}
@@ -335,6 +332,9 @@ func (o *own) wanted() *JoinParams {
 func (o *own) clear(now Time) {
 	if !o.room.known {
 		return
+	}
+	if o.memberID == "" {
+		o.memberID = string(o.set.cfg.UserID) + ":" + string(o.set.cfg.DeviceID)
 	}
 	o.stateKey = wire.StateMemberKey(o.set.cfg.UserID, o.set.cfg.DeviceID, o.slot.id, o.room.version)
 	if known, wait := o.set.maxDelay(now); wait > 0 {
