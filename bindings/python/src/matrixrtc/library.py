@@ -1,0 +1,111 @@
+"""The native library: found and loaded at first use, and called."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pathlib
+import threading
+from typing import Any
+
+from .errors import BY_STATUS, MatrixRTCError
+
+ABI_VERSION = 1
+TIMEOUT = 1
+
+_lock = threading.Lock()
+_loaded: ctypes.CDLL | None = None
+
+_u64, _i64, _text, _out = ctypes.c_uint64, ctypes.c_int64, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)
+_SIGNATURES: dict[str, list[Any]] = {
+    "mrtc_client_new": [_text, ctypes.POINTER(_u64), _out],
+    "mrtc_client_start": [_u64, _out],
+    "mrtc_client_stop": [_u64, _out],
+    "mrtc_client_stop_wait": [_u64, _i64, _out],
+    "mrtc_client_free": [_u64, _out],
+    "mrtc_client_info": [_u64, _out],
+    "mrtc_client_next_event": [_u64, _i64, _out],
+    "mrtc_client_event_fd": [_u64, ctypes.POINTER(ctypes.c_int), _out],
+    "mrtc_client_set_access_token": [_u64, _text, _out],
+    "mrtc_client_sessions": [_u64, _out],
+    "mrtc_client_feed": [_u64, _text, _out],
+    "mrtc_client_respond": [_u64, _text, _out],
+    "mrtc_client_advance": [_u64, _text, _out],
+    "mrtc_session_open": [_u64, _text, _text, ctypes.POINTER(_u64), _out],
+    "mrtc_session_close": [_u64, _out],
+    "mrtc_session_join": [_u64, _text, _out],
+    "mrtc_session_leave": [_u64, _out],
+    "mrtc_session_leave_wait": [_u64, _i64, _out],
+    "mrtc_session_info": [_u64, _out],
+    "mrtc_session_memberships": [_u64, _out],
+    "mrtc_session_on_membership_update": [_u64, _out],
+    "mrtc_session_update_intent": [_u64, _text, _out],
+    "mrtc_session_update_application_data": [_u64, _text, _out],
+    "mrtc_session_debug_snapshot": [_u64, _out],
+}
+
+
+def _candidates() -> list[str]:
+    if named := os.environ.get("MATRIXRTC_LIBRARY"):
+        return [named]
+    here = pathlib.Path(__file__).resolve().parent
+    beside = [here / "libmatrixrtc.so"]
+    if len(here.parents) > 3:  # a source checkout: bindings/python/src/matrixrtc
+        beside.append(here.parents[3] / "build" / "libmatrixrtc.so")
+    return [str(p) for p in beside if p.exists()] + ["libmatrixrtc.so.1"]
+
+
+def load() -> ctypes.CDLL:
+    """The library, loaded by the first call."""
+    global _loaded
+    with _lock:
+        if _loaded is None:
+            failures = []
+            for path in _candidates():
+                try:
+                    lib = ctypes.CDLL(path)
+                    break
+                except OSError as e:
+                    failures.append(str(e))
+            else:
+                raise OSError("libmatrixrtc was not found; set MATRIXRTC_LIBRARY to its path. " + "; ".join(failures))
+            lib.mrtc_abi_version.restype = ctypes.c_int
+            if (version := lib.mrtc_abi_version()) != ABI_VERSION:
+                raise OSError(f"libmatrixrtc has ABI version {version}, this package needs {ABI_VERSION}")
+            lib.mrtc_version.restype = ctypes.c_char_p
+            lib.mrtc_free.argtypes = [ctypes.c_void_p]
+            lib.mrtc_free.restype = None
+            for name, arguments in _SIGNATURES.items():
+                function = getattr(lib, name)
+                function.argtypes, function.restype = arguments, ctypes.c_int32
+            _loaded = lib
+    return _loaded
+
+
+def raw_call(name: str, *args: Any) -> tuple[int, bytes | None]:
+    """Calls a function; its status and what `out` received."""
+    lib = load()
+    out = ctypes.c_void_p()
+    status: int = getattr(lib, name)(*args, ctypes.byref(out))
+    if not out.value:
+        return status, None
+    try:
+        return status, ctypes.string_at(out.value)
+    finally:
+        lib.mrtc_free(out)
+
+
+def call(name: str, *args: Any) -> Any:
+    """Calls a function and raises its error; the result, decoded."""
+    status, text = raw_call(name, *args)
+    if status < 0:
+        error = json.loads(text) if text else {"message": "no reason was given"}
+        raise BY_STATUS.get(status, MatrixRTCError)(error)
+    if status == TIMEOUT:
+        raise TimeoutError
+    return json.loads(text) if text else None
+
+
+def encode(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
