@@ -1,107 +1,51 @@
-"""Fixtures: Synapse, accounts, and an independent participant (matrix-js-sdk)."""
+"""The real parts: a Synapse per worker, matrix-js-sdk peers, and our own participants."""
 
 from __future__ import annotations
 
-import json
 import pathlib
-import queue
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-sys.path.insert(0, str(HERE.parents[1] / "bindings" / "python" / "src"))
+_HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(_HERE), str(_HERE.parents[1] / "bindings" / "python" / "src")]
 
-from synapse import Account, Synapse  # noqa: E402
-
-TRANSPORT = {"type": "livekit", "livekit_service_url": "https://ours.example"}
-
-
-class Lines:
-    """A process whose stdout is JSON lines, and whose stdin takes commands."""
-
-    def __init__(self, command: list[str], cwd: pathlib.Path | None = None) -> None:
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd)
-        self.lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self.seen: list[dict[str, Any]] = []
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            self.lines.put(json.loads(line))
-        self.lines.put(None)
-
-    def tell(self, command: str) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(command + "\n")
-        self.process.stdin.flush()
-
-    def until(self, wanted: Callable[[dict[str, Any]], bool], timeout: float = 40) -> dict[str, Any]:
-        """The first line from now on for which `wanted` is true."""
-        end = time.monotonic() + timeout
-        while True:
-            try:
-                line = self.lines.get(timeout=max(0.01, end - time.monotonic()))
-            except queue.Empty:
-                raise AssertionError(f"nothing of the kind came within {timeout} s; the last: {self.seen[-5:]}") from None
-            if line is None:
-                raise AssertionError(f"the process has ended; the last: {self.seen[-5:]}")
-            self.seen.append(line)
-            if wanted(line):
-                return line
-
-    def until_members(self, users: set[str], timeout: float = 40) -> dict[str, Any]:
-        return self.until(
-            lambda line: line["event"] == "members" and {m["user"] for m in line["members"]} == users, timeout
-        )
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(30)
-
-
-def js_peer(account: Account, room_id: str) -> Lines:
-    folder = HERE / "jspeer"
-    node = str(folder / "node_modules" / ".bin" / "node")
-    server = account.server.url
-    peer = Lines(
-        [node, "peer.mjs", server, account.user_id, account.device_id, account.access_token, room_id], cwd=folder
-    )
-    peer.until(lambda line: line["event"] == "ready")
-    return peer
-
-
-def our_peer(account: Account, room_id: str, **settings: int) -> Lines:
-    """A participant of ours in a process of its own."""
-    arguments = [account.server.url, account.access_token, room_id, json.dumps(settings)]
-    return Lines([sys.executable, str(HERE / "our_peer.py"), *arguments])
+import synapse_runner  # noqa: E402
+from jspeer import JsPeer  # noqa: E402
+from synapse_runner import Account, Synapse  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def synapse() -> Iterator[Synapse]:
-    server = Synapse()
-    yield server
-    server.stop()
-
-
-_count = 0
+def synapse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Synapse]:
+    """The server that the tests share."""
+    with synapse_runner.running(tmp_path_factory.mktemp("synapse")) as server:
+        yield server
 
 
 @pytest.fixture
-def accounts(synapse: Synapse) -> Callable[[int], list[Account]]:
-    def make(n: int, server: Synapse = synapse) -> list[Account]:
-        global _count
-        made = []
-        for _ in range(n):
-            _count += 1
-            made.append(server.register(f"user{_count}"))
-        return made
+def own_synapse(tmp_path: pathlib.Path) -> Iterator[Synapse]:
+    """A server that the test may stop."""
+    with synapse_runner.running(tmp_path / "synapse") as server:
+        yield server
 
-    return make
+
+@pytest.fixture
+def limited_synapse(tmp_path: pathlib.Path) -> Iterator[Synapse]:
+    """A server with Synapse's own rate limits."""
+    with synapse_runner.running(tmp_path / "synapse", default_rate_limits=True) as server:
+        yield server
+
+
+@pytest.fixture
+def js_peer(tmp_path: pathlib.Path) -> Iterator[Callable[[Account], JsPeer]]:
+    """Starts matrix-js-sdk peers."""
+    peers: list[JsPeer] = []
+
+    def start(account: Account) -> JsPeer:
+        peers.append(JsPeer(account, tmp_path / f"peer{len(peers)}.log"))
+        return peers[-1]
+
+    yield start
+    for peer in peers:
+        peer.close()

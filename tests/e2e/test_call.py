@@ -1,150 +1,167 @@
-"""Our participant and matrix-js-sdk in one call on a real Synapse."""
+"""A call of our managed client and matrix-js-sdk on Synapse: they see each other come, change and go."""
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from conftest import js_peer, our_peer
-from synapse import Account, Synapse
+from jspeer import JsPeer
+from ours import TRANSPORT, Told, client_of, joined_elsewhere, wait_until
+from synapse_runner import Account, Synapse
 
 from matrixrtc import Client
 
-Accounts = Callable[..., list[Account]]
+Peers = Callable[[Account], JsPeer]
 
 
-def room_of(*accounts: Account) -> str:
-    room_id = accounts[0].create_room()
-    for other in accounts[1:]:
-        other.join_room(room_id)
-    return room_id
+def who(account: Account) -> tuple[str, str]:
+    return account.user_id, account.device_id
 
 
-def connected(line: dict[str, object]) -> bool:
-    return line["event"] == "status_changed" and line["status"] == "Connected"
+def test_two_js_peers_see_each_other(synapse: Synapse, js_peer: Peers) -> None:
+    """The peer itself, so that its failures are not taken for ours."""
+    a, b = js_peer(synapse.register("js")), js_peer(synapse.register("js"))
+    room = a.account.create_room()
+    for peer in (a, b):
+        peer.watch(room)
+        peer.join(room)
+    a.sees(*who(b.account))
+    b.sees(*who(a.account))
+    assert a.leave(room)
+    b.sees_gone(*who(a.account))
 
 
-def test_both_see_each_other_come_update_and_go(accounts: Accounts) -> None:
-    alice, bob = accounts(2)
-    room_id = room_of(alice, bob)
-    js = js_peer(bob, room_id)
-    ours = our_peer(alice, room_id)
-    ours.until(connected)
-    js.until_members({alice.user_id})
-    js.tell("join")
-    ours.until_members({alice.user_id, bob.user_id})
-    js.until_members({alice.user_id, bob.user_id})
-    ours.tell("intent video")
-    js.until(
-        lambda line: line["event"] == "members"
-        and any(m["user"] == alice.user_id and m["intent"] == "video" for m in line["members"])
-    )
-    js.tell("leave")
-    ours.until_members({alice.user_id})
-    ours.tell("leave")
-    assert ours.until(lambda line: line["event"] == "left")["sent"] is True
-    js.until_members(set())
-    assert ours.process.wait(30) == 0
-    js.tell("exit")
+def test_join_update_leave(synapse: Synapse, js_peer: Peers) -> None:
+    ours, peer = synapse.register("ours"), js_peer(synapse.register("js"))
+    room = ours.create_room()
+    peer.watch(room)
+    with client_of(ours) as client:
+        session = client.session(room)
+
+        def theirs() -> Any:
+            return next((m for m in session.memberships if (m.user_id, m.device_id) == who(peer.account)), None)
+
+        session.join([TRANSPORT], call_intent="audio")
+        peer.sees(*who(ours), intent="audio")
+        wait_until(client, lambda: session.info().status == "Connected", what="our join")
+
+        peer.join(room, intent="video")
+        wait_until(client, theirs, what="join of js-sdk")
+        assert theirs().intent == "video"
+        peer.sees(*who(peer.account))
+        assert {(m.user_id, m.device_id) for m in session.memberships} == set(peer.now())
+        assert [m.user_id for m in session.memberships] == [ours.user_id, peer.account.user_id]
+
+        session.update_intent("video")
+        peer.sees(*who(ours), intent="video")
+        peer.update_intent(room, "audio")
+        wait_until(client, lambda: theirs().intent == "audio", what="intent of js-sdk")
+
+        assert peer.leave(room)
+        wait_until(client, lambda: theirs() is None, what="leave of js-sdk")
+        peer.join(room)
+        wait_until(client, theirs, what="second join of js-sdk")
+
+        session.leave_soon()
+        left = Told(session, "left")
+        wait_until(client, lambda: left["left"], what="our leave")
+        assert left["left"][0].data["sent"]
+        peer.sees_gone(*who(ours))
+        assert not ours.delayed_events(), "our delayed leave is gone"
 
 
-def test_a_killed_process_is_seen_to_leave(accounts: Accounts) -> None:
-    alice, bob = accounts(2)
-    room_id = room_of(alice, bob)
-    js = js_peer(bob, room_id)
-    ours = our_peer(alice, room_id)
-    ours.until(connected)
-    js.until_members({alice.user_id})
-    ours.kill()
+def test_a_killed_process_is_seen_to_leave(synapse: Synapse, js_peer: Peers) -> None:
+    ours, peer = synapse.register("ours"), js_peer(synapse.register("js"))
+    room = ours.create_room()
+    peer.watch(room)
+    process = joined_elsewhere(ours, room, delayed_leave_delay_ms=8_000, delayed_leave_restart_ms=3_000)
+    peer.sees(*who(ours))
+    process.send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    js.until_members(set(), timeout=10 + 5)
-    print(f"gone for the others {time.monotonic() - killed:.1f} s after SIGKILL")
-    js.tell("exit")
+    process.wait()
+    gone = peer.sees_gone(*who(ours), timeout=8 + 5)
+    assert gone - killed <= 8 + 5
 
 
-def test_a_stale_leave_does_not_remove_the_next_life(accounts: Accounts) -> None:
-    alice, bob = accounts(2)
-    room_id = room_of(alice, bob)
-    first = our_peer(alice, room_id, delayed_leave_delay_ms=8000)
-    first.until(connected)
-    first.kill()
-    second = our_peer(alice, room_id, delayed_leave_delay_ms=60000)
-    second.until(connected)
-    path = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events"
-    waiting = alice.request("GET", path)["delayed_events"]
-    assert len(waiting) == 1, "the leave of the first life is still scheduled"
-    assert alice.call_members(room_id)
-    second.tell("leave")
-    second.until(lambda line: line["event"] == "left")
+def test_a_leave_stale_from_a_killed_life_spares_the_new_one(synapse: Synapse, js_peer: Peers) -> None:
+    ours, peer = synapse.register("ours"), js_peer(synapse.register("js"))
+    room = ours.create_room()
+    peer.watch(room)
+    process = joined_elsewhere(ours, room, delayed_leave_delay_ms=12_000, delayed_leave_restart_ms=4_000)
+    peer.sees(*who(ours))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (stale,) = ours.delayed_events()
+    with client_of(ours) as client:
+        session = client.session(room)
+        session.join([TRANSPORT], call_intent="second life", delayed_leave_delay_ms=60_000)
+        peer.sees(*who(ours), intent="second life")
+        wait_until(client, lambda: session.info().status == "Connected", what="our join")
+        assert stale["delay_id"] not in {d["delay_id"] for d in ours.delayed_events()}
+        peer.keeps_seeing(*who(ours), seconds=13)
+        assert session.info().joined
 
 
-@pytest.fixture
-def own_synapse() -> Iterator[Synapse]:
-    server = Synapse()
-    yield server
-    server.stop()
+def test_rate_limits_as_synapse_has_them(limited_synapse: Synapse, js_peer: Peers) -> None:
+    ours, peer = limited_synapse.register("ours"), js_peer(limited_synapse.register("js"))
+    room = ours.create_room()
+    peer.watch(room)
+    with client_of(ours) as client:
+        session = client.session(room)
+        session.join([TRANSPORT], call_intent="audio")
+        peer.sees(*who(ours), timeout=60, intent="audio")
+        # More than Synapse lets pass at once (burst 10, then one in five seconds).
+        seen = [f"intent {n}" for n in range(30)]
+        for intent in seen:
+            session.update_intent(intent)
+            client.next_event(0.05)
+        wait_until(
+            client, lambda: peer.now()[who(ours)]["intent"] == seen[-1], 60, "last intent at js-sdk"
+        )
+        assert all(who(ours) in members for members in peer.seen[peer.seen.index(peer.now()) :])
+        session.leave_soon()
+        left = Told(session, "left")
+        wait_until(client, lambda: left["left"], 60, "our leave")
+        assert left["left"][0].data["sent"]
+        peer.sees_gone(*who(ours), timeout=60)
 
 
-def test_a_restart_of_the_server_within_the_delay_loses_nobody(own_synapse: Synapse, accounts: Accounts) -> None:
-    alice, bob = accounts(2, own_synapse)
-    room_id = room_of(alice, bob)
-    peers = [our_peer(a, room_id, delayed_leave_delay_ms=60000) for a in (alice, bob)]
-    for p in peers:
-        p.until_members({alice.user_id, bob.user_id})
-    before = {e["event_id"] for e in alice.call_members(room_id)}
-    own_synapse.stop()
-    peers[0].until(lambda line: line["event"] == "sync_state" and line["state"] == "reconnecting")
-    own_synapse.start()
-    for p in peers:
-        p.until(lambda line: line["event"] == "sync_state" and line["state"] == "syncing", timeout=60)
-    assert {e["event_id"] for e in alice.call_members(room_id)} == before
-    for p in peers:
-        p.tell("leave")
-        assert p.until(lambda line: line["event"] == "left")["sent"] is True
+def test_wrong_token(synapse: Synapse) -> None:
+    """A clear error, once, and no hammering."""
+    name = f"wrong-token-{time.monotonic_ns()}"
+    with Client(synapse.url, access_token="syt_wrong", user_agent=name) as client:
+        told = Told(client, "sync_state")
+        wait_until(client, lambda: any(e.data["state"] == "error" for e in told["sync_state"]), what="error")
+        error = next(e for e in told["sync_state"] if e.data["state"] == "error").data["error"]
+        assert error["status"] == "MRTC_ERR_HOMESERVER"
+        assert error["errcode"] == "M_UNKNOWN_TOKEN"
+        assert error["http_status"] == 401
+        asked = synapse.log().count(name)
+        with pytest.raises(TimeoutError):
+            wait_until(client, lambda: synapse.log().count(name) > asked, 3, "further request")
 
 
-def test_an_outage_beyond_the_delay_is_noticed_and_mended(own_synapse: Synapse, accounts: Accounts) -> None:
-    alice, bob = accounts(2, own_synapse)
-    room_id = room_of(alice, bob)
-    ours = our_peer(alice, room_id, delayed_leave_delay_ms=3000)
-    ours.until(connected)
-    own_synapse.stop()
-    ours.until(lambda line: line["event"] == "probably_left" and line["probably_left"] is True)
-    own_synapse.start()
-    ours.until(lambda line: line["event"] == "membership_lost", timeout=60)
-    ours.until(lambda line: line["event"] == "rejoined", timeout=60)
-    assert [e["sender"] for e in bob.call_members(room_id)] == [alice.user_id]
-    ours.tell("leave")
-    assert ours.until(lambda line: line["event"] == "left")["sent"] is True
-    assert bob.call_members(room_id) == []
+def test_wrong_password(synapse: Synapse) -> None:
+    account = synapse.register("ours")
+    with Client(synapse.url, user_id=account.user_id, password="wrong") as client:
+        told = Told(client, "sync_state")
+        wait_until(client, lambda: any(e.data["state"] == "error" for e in told["sync_state"]), what="error")
+        error = next(e for e in told["sync_state"] if e.data["state"] == "error").data["error"]
+        assert (error["status"], error["errcode"]) == ("MRTC_ERR_HOMESERVER", "M_FORBIDDEN")
 
 
-def test_the_default_rate_limits_of_the_server_are_lived_with() -> None:
-    server = Synapse(default_limits=True)
-    try:
-        alice = server.register("alice")
-        room_id = alice.create_room()
-        ours = our_peer(alice, room_id)
-        ours.until(connected, timeout=60)
-        assert alice.call_members(room_id)
-        ours.tell("leave")
-        assert ours.until(lambda line: line["event"] == "left", timeout=60)["sent"] is True
-        assert alice.call_members(room_id) == []
-    finally:
-        server.stop()
-
-
-def test_a_wrong_token_is_a_clear_error_and_no_hammering(synapse: Synapse) -> None:
-    with Client(synapse.url, access_token="no such token") as client:
-        end = time.monotonic() + 30
-        while time.monotonic() < end:
-            event = client.next_event(5)
-            if event and event.name == "sync_state" and event.data["state"] == "error":
-                assert event.data["error"]["errcode"] == "M_UNKNOWN_TOKEN"
-                assert event.data["error"]["status"] == "MRTC_ERR_HOMESERVER"
-                assert client.next_event(2) is None, "it goes on trying"
-                return
-    raise AssertionError("no error was told")
+def test_login_with_password(synapse: Synapse, js_peer: Peers) -> None:
+    ours, peer = synapse.register("ours"), js_peer(synapse.register("js"))
+    room = ours.create_room()
+    peer.watch(room)
+    with Client(synapse.url, user_id=ours.user_id, password=ours.password, device_id="BOT") as client:
+        session = client.session(room)
+        session.join([TRANSPORT])
+        peer.sees(ours.user_id, "BOT")
+        assert client.info().device_id == "BOT"
+    peer.sees_gone(ours.user_id, "BOT")
 
 

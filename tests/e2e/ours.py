@@ -1,0 +1,82 @@
+"""Our own participant, for tests that wait: the binding's synchronous use with bounded conditions.
+
+`python ours.py` is one in a process of its own, to be killed: it takes its settings as JSON on stdin, prints
+"joined" and stays.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "bindings" / "python" / "src"))
+
+from matrixrtc import Client, Event, Session
+from synapse_runner import Account
+
+TRANSPORT = {"type": "livekit", "livekit_service_url": "https://ours.example"}
+
+
+def client_of(account: Account) -> Client:
+    return Client(
+        account.url, user_id=account.user_id, device_id=account.device_id, access_token=account.access_token
+    )
+
+
+def wait_until(client: Client, condition: Callable[[], Any], timeout: float = 20, what: str = "condition") -> None:
+    """Takes events until the condition holds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"ours: no {what} within {timeout} s")
+        # A condition may lie outside of the client's events.
+        client.next_event(min(left, 0.25))
+
+
+class Told:
+    """The events of a client or session, by name."""
+
+    def __init__(self, source: Client | Session, *names: str) -> None:
+        self.events: dict[str, list[Event]] = {name: [] for name in names}
+        for name in names:
+            source.on(name, self.events[name].append)
+
+    def __getitem__(self, name: str) -> list[Event]:
+        return self.events[name]
+
+
+def joined_elsewhere(account: Account, room_id: str, **settings: int) -> subprocess.Popen[str]:
+    """Our participant in a process of its own, after it has joined."""
+    process = subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin and process.stdout
+    process.stdin.write(json.dumps({"account": vars(account), "room_id": room_id, "settings": settings}) + "\n")
+    process.stdin.flush()
+    if (line := process.stdout.readline()) != "joined\n":
+        process.kill()
+        process.wait()
+        raise RuntimeError(f"ours: did not join, said {line!r}")
+    return process
+
+
+def main() -> None:
+    given = json.loads(sys.stdin.readline())
+    with client_of(Account(**given["account"])) as client:
+        session = client.session(given["room_id"])
+        session.join([TRANSPORT], **given["settings"])
+        wait_until(client, lambda: session.info().status == "Connected", 30, "join")
+        print("joined", flush=True)
+        while True:
+            client.next_event()
+
+
+if __name__ == "__main__":
+    main()
