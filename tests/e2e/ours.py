@@ -24,9 +24,7 @@ TRANSPORT = {"type": "livekit", "livekit_service_url": "https://ours.example"}
 
 
 def client_of(account: Account) -> Client:
-    return Client(
-        account.url, user_id=account.user_id, device_id=account.device_id, access_token=account.access_token
-    )
+    return Client(account.url, user_id=account.user_id, device_id=account.device_id, access_token=account.access_token)
 
 
 def wait_until(client: Client, condition: Callable[[], Any], timeout: float = 20, what: str = "condition") -> None:
@@ -54,9 +52,7 @@ class Told:
 
 def joined_elsewhere(account: Account, room_id: str, **settings: int) -> subprocess.Popen[str]:
     """Our participant in a process of its own, after it has joined."""
-    process = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin and process.stdout
     process.stdin.write(json.dumps({"account": vars(account), "room_id": room_id, "settings": settings}) + "\n")
     process.stdin.flush()

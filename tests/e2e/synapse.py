@@ -1,6 +1,6 @@
 """A real Synapse on loopback, in a folder of its own, that tests may stop and start again.
 
-    python tests/e2e/synapse.py COMMAND...   runs COMMAND with MRTC_TEST_SYNAPSE_URL set
+python tests/e2e/synapse.py COMMAND...   runs COMMAND with MRTC_TEST_SYNAPSE_URL set
 """
 
 from __future__ import annotations
@@ -144,9 +144,7 @@ class Synapse:
         path = "/_matrix/client/v3/register"
         return Account(
             self,
-            self.request(
-                "POST", path, {"username": name, "password": "pw-" + name, "auth": {"type": "m.login.dummy"}}
-            ),
+            self.request("POST", path, {"username": name, "password": "pw-" + name, "auth": {"type": "m.login.dummy"}}),
         )
 
 

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from jspeer import JsPeer
+from matrixrtc import Client, Event
 from ours import TRANSPORT, Told, wait_until
 from synapse_runner import Account, Synapse
-
-from matrixrtc import Client, Event
 
 
 class Host:
