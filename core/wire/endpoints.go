@@ -194,7 +194,7 @@ func retryAfter(headers map[string]string, body gjson.Result) time.Duration {
 }
 
 func milliseconds(v gjson.Result) time.Duration {
-	return time.Duration(wholeNumber(v)) * time.Millisecond
+	return time.Duration(min(wholeNumber(v), 1e12)) * time.Millisecond
 }
 
 // wholeNumber is a number of a stranger's, within bounds in which arithmetic is safe.
@@ -202,7 +202,7 @@ func wholeNumber(v gjson.Result) int64 {
 	if v.Type != gjson.Number || !(v.Num >= 0) {
 		return 0
 	}
-	return int64(min(v.Num, 1e12))
+	return int64(min(v.Num, maxInteger))
 }
 
 func shorten(s string) string {
