@@ -74,6 +74,26 @@ def test_join_update_leave(synapse: Synapse, js_peer: Peers) -> None:
         assert not ours.delayed_events(), "our delayed leave is gone"
 
 
+def test_watching_without_joining(synapse: Synapse, js_peer: Peers) -> None:
+    """A session that is only open tells who comes and goes, also when it was opened before the first sync."""
+    ours, peer = synapse.register("ours"), js_peer(synapse.register("js"))
+    room = ours.create_room()
+    peer.watch(room)
+    with client_of(ours) as client:
+        session = client.session(room)
+        told = Told(session, "memberships_changed")
+        failed = Told(client, "client_failed")
+        wait_until(client, lambda: failed["client_failed"] or client.info().sync_state == "syncing", what="sync")
+        assert not failed["client_failed"], failed["client_failed"]
+        peer.join(room)
+        wait_until(client, lambda: len(session.memberships) == 1, what="join of js-sdk")
+        assert peer.leave(room)
+        wait_until(client, lambda: not session.memberships, what="leave of js-sdk")
+        assert [(len(e.data["joined"]), len(e.data["left"])) for e in told["memberships_changed"]] == [(1, 0), (0, 1)]
+        assert not session.info().joined
+        assert not peer.now()
+
+
 def test_a_killed_process_is_seen_to_leave(synapse: Synapse, js_peer: Peers) -> None:
     ours, peer = synapse.register("ours"), js_peer(synapse.register("js"))
     room = ours.create_room()
