@@ -1,26 +1,58 @@
-# Everything builds into build/. `make help` lists what there is.
-GO      ?= go
-GOFLAGS += -tags=goolm
-export GOFLAGS
+# Everything is built into build/. `make help` lists what there is.
+GO     ?= go
+PYTHON ?= python3
+PREFIX ?= /usr/local
+SEED   ?=
 
-.PHONY: help test test-fast lint clean
+LIB     := build/libmatrixrtc.so
+VENV    := build/venv
+JSPEER  := tests/e2e/jspeer/node_modules/.package-lock.json
+NODE_UP := bindings/node/node_modules/.package-lock.json
+GOTAGS  := -tags=goolm
+GOFILES := $(shell find core capi -name '*.go' -o -name '*.c' -o -name '*.h' -o -name '*.map') include/matrixrtc.h go.mod go.sum
+
+.PHONY: all help lib test test-fast test-go test-c test-python test-node test-e2e lint clean
+
+all: lib
 
 help:
-	@sed -n 's/^## //p' Makefile
+	@sed -n 's/^## /  /p' Makefile
 
-## test-fast   unit, scenario and property tests of the core (seconds)
+## lib         build/libmatrixrtc.so
+lib: $(LIB)
+
+$(LIB): $(GOFILES) capi/build.sh
+	sh capi/build.sh $@
+
+$(VENV)/.ready: tests/e2e/requirements.txt $(wildcard bindings/python/requirements-dev.txt)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q $(foreach r,$^,-r $(r))
+	touch $@
+
+$(JSPEER): tests/e2e/jspeer/package-lock.json
+	cd tests/e2e/jspeer && npm ci --no-audit --no-fund
+	touch $@
+
+## test-fast   the developer's loop: unit, scenario and property tests of the core (seconds)
 test-fast:
-	$(GO) vet ./...
-	$(GO) test ./core/...
+	$(GO) vet $(GOTAGS) ./...
+	$(GO) test $(GOTAGS) ./core/...
 
-## test        every test
-test: lint
-	$(GO) test -race ./...
+## test        every test, on a real Synapse with a real matrix-js-sdk peer
+test: lint test-go test-e2e
 
-## lint        gofmt, go vet
-lint:
-	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "gofmt: the files above need formatting"; exit 1; }
-	$(GO) vet ./...
+## lint        gofmt, go vet, ruff, mypy
+lint: $(VENV)/.ready
+	@test -z "$$(gofmt -l capi core internal)" || { gofmt -l capi core internal; echo "gofmt: the files above need formatting"; exit 1; }
+	$(GO) vet $(GOTAGS) ./...
+	$(VENV)/bin/ruff check bindings/python
+	cd bindings/python && $(CURDIR)/$(VENV)/bin/mypy --strict src
+
+test-go:
+	$(GO) test $(GOTAGS) -race ./core/... ./internal/...
+
+test-e2e: $(LIB) $(VENV)/.ready $(JSPEER)
+	$(VENV)/bin/python -m pytest tests/e2e -q
 
 clean:
 	rm -rf build
