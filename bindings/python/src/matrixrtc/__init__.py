@@ -4,7 +4,7 @@ A participant in a few lines::
 
     async with Client("https://example.org", user_id="@bot:example.org", password="...") as client:
         session = client.session("!room:example.org")
-        session.join([{"type": "livekit", "livekit_service_url": "https://lk.example.org"}])
+        session.join([Transport.livekit("https://lk.example.org")])
         async for event in session.events():
             print(event.name, event.data)
 
@@ -12,7 +12,7 @@ The native library is loaded at first use, never at import, so that a process ma
 then use it.
 """
 
-from .client import Client, Event, Session
+from .client import Client
 from .emitter import Emitter
 from .errors import (
     ClientFailedError,
@@ -27,7 +27,20 @@ from .errors import (
     NotFoundError,
     WouldDeadlockError,
 )
-from .types import ClientInfo, Departure, Membership, MembershipsChanged, RoomCall, SessionInfo, Update
+from .events import Event, EventStream
+from .logs import disable_logging, enable_logging
+from .session import Session
+from .types import (
+    ClientInfo,
+    Departure,
+    JoinSettings,
+    Membership,
+    MembershipsChanged,
+    RoomCall,
+    SessionInfo,
+    Transport,
+    Update,
+)
 
 __all__ = [
     "Client",
@@ -36,12 +49,14 @@ __all__ = [
     "Departure",
     "Emitter",
     "Event",
+    "EventStream",
     "ForkedError",
     "HomeserverError",
     "InternalError",
     "InvalidArgumentError",
     "InvalidHandleError",
     "InvalidStateError",
+    "JoinSettings",
     "MatrixRTCError",
     "Membership",
     "MembershipsChanged",
@@ -50,6 +65,9 @@ __all__ = [
     "RoomCall",
     "Session",
     "SessionInfo",
+    "Transport",
     "Update",
     "WouldDeadlockError",
+    "disable_logging",
+    "enable_logging",
 ]

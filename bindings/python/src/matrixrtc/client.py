@@ -1,115 +1,26 @@
-"""Clients and sessions."""
+"""A client: one device of one Matrix account."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
-import dataclasses
 import json
 import os
 import time
 import weakref
-from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from . import library
-from .emitter import Emitter
-from .types import ClientInfo, Membership, MembershipsChanged, RoomCall, SessionInfo
-
-# Waiting calls run in slices, so that Ctrl-C is answered.
-_SLICE_MS = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """Something that happened. `data` holds the fields of the event, `seq` numbers the events of
-    a client, `ts` is Unix time in ms."""
-
-    name: str
-    data: dict[str, Any]
-    seq: int = 0
-    ts: int = 0
-    room_id: str | None = None
-    session: Session | None = None
-
-    @property
-    def memberships(self) -> MembershipsChanged:
-        """The payload of `memberships_changed`."""
-        return MembershipsChanged.parse(self.data)
+from .errors import ClientFailedError
+from .events import Event, EventSource
+from .session import Session
+from .types import ClientInfo, RoomCall
 
 
-class _Stream:
-    """Events for one reader, in order."""
-
-    def __init__(self) -> None:
-        self.events: deque[Event] = deque()
-        self.arrived = asyncio.Event()
-        self.closed = False
-
-    def push(self, event: Event) -> None:
-        self.events.append(event)
-        self.arrived.set()
-
-    def close(self) -> None:
-        self.closed = True
-        self.arrived.set()
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while True:
-            while self.events:
-                yield self.events.popleft()
-            if self.closed:
-                return
-            self.arrived.clear()
-            await self.arrived.wait()
-
-
-class _Source(Emitter):
-    """What emits events: to listeners, called on the thread or loop that reads the events, and to
-    any number of `events()` readers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._streams: weakref.WeakSet[_Stream] = weakref.WeakSet()
-        self._ended = False
-
-    async def events(self) -> AsyncIterator[Event]:
-        """Every event from now on, until the session or client is closed."""
-        stream = _Stream()
-        self._streams.add(stream)
-        if self._ended:
-            stream.close()
-        async for event in stream:
-            yield event
-
-    async def wait_for(self, name: str, timeout: float | None = None) -> Event:
-        """The next event of this name; TimeoutError when none comes within `timeout` seconds."""
-        arrived: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
-
-        def listener(event: Event) -> None:
-            if not arrived.done():
-                arrived.set_result(event)
-
-        self.once(name, listener)
-        try:
-            return await asyncio.wait_for(arrived, timeout)
-        finally:
-            self.off(name, listener)
-
-    def _deliver(self, event: Event) -> None:
-        for stream in list(self._streams):
-            stream.push(event)
-        self.emit(event.name, event)
-
-    def _end(self) -> None:
-        self._ended = True
-        for stream in list(self._streams):
-            stream.close()
-
-
-class Client(_Source):
+class Client(EventSource):
     """One device of one Matrix account.
 
     With asyncio: ``async with Client(...) as client``. Without: ``with Client(...) as client`` and
@@ -154,12 +65,13 @@ class Client(_Source):
         config = {k: v for k, v in given.items() if v is not None}
         library.call("mrtc_client_new", library.encode(config), ctypes.byref(handle))
         self._handle = handle.value
+        self._host_driven = mode == "host_driven"
         self._sessions: dict[int, Session] = {}
-        self._fd: int | None = None
+        self._fds: list[int] = []  # the event fd, once there is one
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._finalizer = weakref.finalize(self, _release, self._handle, self._fds)
         # From here on the queue exists, and nothing that happens is missed.
         library.raw_call("mrtc_client_next_event", self._handle, 0)
-        self._finalizer = weakref.finalize(self, library.raw_call, "mrtc_client_free", self._handle)
 
     @classmethod
     def host_driven(cls, user_id: str, device_id: str, *, clock: str = "real") -> Self:
@@ -180,9 +92,8 @@ class Client(_Source):
         if not self._finalizer.alive:
             return
         try:
-            self.stop()
-            self._wait(lambda ms: library.call("mrtc_client_stop_wait", self._handle, ms), timeout)
-        except TimeoutError:
+            _in_slices(lambda ms: library.call("mrtc_client_stop_wait", self._handle, ms), timeout)
+        except (ClientFailedError, TimeoutError):
             pass
         finally:
             self._free()
@@ -193,32 +104,45 @@ class Client(_Source):
             return
         try:
             if self.info().state in ("started", "stopping"):
-                stopped = asyncio.Event()
-                self.on("sync_state", lambda e: stopped.set() if e.data["state"] == "stopped" else None)
-                self.on("client_failed", lambda e: stopped.set())
-                self._watch()
-                self.stop()
-                if self.info().state != "stopped":
-                    await asyncio.wait_for(stopped.wait(), timeout)
-        except TimeoutError:
+                await self._stopped(timeout)
+            self._read()
+        except (ClientFailedError, TimeoutError):
             pass
         finally:
-            self._read()
             self._free()
 
+    async def _stopped(self, timeout: float) -> None:
+        """Stops and waits for it."""
+        stopped = asyncio.Event()
+
+        def on_sync_state(event: Event) -> None:
+            if event.data["state"] == "stopped":
+                stopped.set()
+
+        def on_failed(event: Event) -> None:
+            stopped.set()
+
+        self._watch()
+        self.on("sync_state", on_sync_state).on("client_failed", on_failed)
+        try:
+            self.stop()
+            if self.info().state != "stopped":
+                await asyncio.wait_for(stopped.wait(), timeout)
+        finally:
+            self.off("sync_state", on_sync_state).off("client_failed", on_failed)
+
     def _free(self) -> None:
-        if self._fd is not None:
-            if self._loop is not None and not self._loop.is_closed():
-                self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = None
+        if self._fds and self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._fds[0])
+        self._loop = None
         self._finalizer()
         for session in list(self._sessions.values()):
             session._end()
         self._end()
 
     def __enter__(self) -> Self:
-        self.start()
+        if not self._host_driven:
+            self.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
@@ -226,7 +150,7 @@ class Client(_Source):
 
     async def __aenter__(self) -> Self:
         self._watch()
-        if self.info().mode == "managed":
+        if not self._host_driven:
             self.start()
         return self
 
@@ -239,9 +163,8 @@ class Client(_Source):
         """Opens the call of a room."""
         options = {k: v for k, v in {"application": application, "call_id": call_id}.items() if v is not None}
         handle = ctypes.c_uint64()
-        library.call(
-            "mrtc_session_open", self._handle, room_id.encode(), library.encode(options), ctypes.byref(handle)
-        )
+        room = library.text("room_id", room_id)
+        library.call("mrtc_session_open", self._handle, room, library.encode(options), ctypes.byref(handle))
         session = Session(self, handle.value)
         self._sessions[handle.value] = session
         return session
@@ -294,31 +217,27 @@ class Client(_Source):
         """The next event of this client or its sessions, after its listeners were called; None
         when none came within `timeout` seconds (None: waits for ever)."""
         try:
-            raw = self._wait(lambda ms: library.call("mrtc_client_next_event", self._handle, ms), timeout)
+            raw = _in_slices(lambda ms: library.call("mrtc_client_next_event", self._handle, ms), timeout)
         except TimeoutError:
             return None
         return self._dispatch(raw)
 
-    @staticmethod
-    def _wait(call: Any, timeout: float | None) -> Any:
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            left = _SLICE_MS if end is None else max(0, min(_SLICE_MS, int((end - time.monotonic()) * 1000)))
-            try:
-                return call(left)
-            except TimeoutError:
-                if end is not None and time.monotonic() >= end:
-                    raise
-
     def _watch(self) -> None:
-        if self._fd is None:
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            raise RuntimeError("the events of this client are read by another event loop")
+        if not self._fds:
             fd = ctypes.c_int()
             library.call("mrtc_client_event_fd", self._handle, ctypes.byref(fd))
-            self._fd = fd.value
-            self._loop = asyncio.get_running_loop()
-            self._loop.add_reader(self._fd, self._read)
+            self._fds.append(fd.value)
+        loop.add_reader(self._fds[0], self._read)
+        self._loop = loop
 
     def _read(self) -> None:
+        # A listener may raise: the descriptor stays readable, and the rest is read when asyncio
+        # has reported that.
         while self._finalizer.alive:
             status, text = library.raw_call("mrtc_client_next_event", self._handle, 0)
             if status != 0 or text is None:
@@ -336,103 +255,27 @@ class Client(_Source):
             session=session,
             data=raw,
         )
-        if session is not None:
-            session._deliver(event)
-        self._deliver(event)
+        # What was lost may have been anybody's.
+        concerned = list(self._sessions.values()) if event.name == "resync_required" else [session] if session else []
+        with contextlib.ExitStack() as deliveries:  # each of them, also when a listener raises
+            for source in reversed([*concerned, self]):
+                deliveries.callback(source._deliver, event)
         return event
 
 
-class Session(_Source):
-    """One call of one room. Made by `Client.session`."""
+def _release(handle: int, fds: list[int]) -> None:
+    """Frees a client: when it is closed, collected, or the interpreter exits."""
+    while fds:
+        os.close(fds.pop())
+    library.raw_call("mrtc_client_free", handle)
 
-    def __init__(self, client: Client, handle: int) -> None:
-        super().__init__()
-        self.client = client
-        self._handle = handle
 
-    def join(
-        self,
-        foci_preferred: Sequence[Mapping[str, Any]] = (),
-        foci_active: Mapping[str, Any] | None = None,
-        *,
-        call_intent: str | None = None,
-        application_data: Mapping[str, Any] | None = None,
-        member_id: str | None = None,
-        **settings: int,
-    ) -> None:
-        """Announces this device and keeps it announced until `leave`, in the background. The
-        settings are those of mrtc_session_join, such as `delayed_leave_delay_ms`."""
-        given: dict[str, Any] = {
-            "foci_preferred": list(foci_preferred),
-            "foci_active": foci_active,
-            "call_intent": call_intent,
-            "application_data": application_data,
-            "member_id": member_id,
-            **settings,
-        }
-        params = {k: v for k, v in given.items() if v is not None}
-        library.call("mrtc_session_join", self._handle, library.encode(params))
-
-    async def leave(self, timeout: float | None = None) -> bool:
-        """Leaves; whether the leave reached the server within `timeout` seconds (None: waits for
-        as long as it takes)."""
-        self.client._watch()
-        left: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-        def listener(event: Event) -> None:
-            if not left.done():
-                left.set_result(bool(event.data["sent"]))
-
-        self.once("left", listener)
+def _in_slices(call: Callable[[int], Any], timeout: float | None) -> Any:
+    """Makes a waiting call again and again, so that Ctrl-C is answered in between."""
+    end = None if timeout is None else time.monotonic() + timeout
+    while True:
         try:
-            self.leave_soon()
-            return await asyncio.wait_for(left, timeout)
+            return call(library.slice_ms(end))
         except TimeoutError:
-            return False
-        finally:
-            self.off("left", listener)
-
-    def leave_soon(self) -> None:
-        """Begins to leave; the event `left` tells the outcome."""
-        library.call("mrtc_session_leave", self._handle)
-
-    def leave_wait(self, timeout: float | None = None) -> bool:
-        """`leave` without asyncio."""
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            left = _SLICE_MS if end is None else max(0, min(_SLICE_MS, int((end - time.monotonic()) * 1000)))
-            sent = library.call("mrtc_session_leave_wait", self._handle, left)["sent"]
-            if sent or self.info().status == "Disconnected" or (end is not None and time.monotonic() >= end):
-                return bool(sent)
-
-    def close(self) -> None:
-        """Closes the session; if it is joined, it leaves in the background."""
-        if self.client._sessions.pop(self._handle, None) is not None:
-            library.call("mrtc_session_close", self._handle)
-            self._end()
-
-    def info(self) -> SessionInfo:
-        return SessionInfo.parse(library.call("mrtc_session_info", self._handle))
-
-    @property
-    def memberships(self) -> list[Membership]:
-        """The members of the call, oldest first."""
-        found = library.call("mrtc_session_memberships", self._handle)["memberships"]
-        return [Membership.parse(m) for m in found]
-
-    def on_membership_update(self) -> None:
-        """Looks at the members again. Not needed where the library syncs."""
-        library.call("mrtc_session_on_membership_update", self._handle)
-
-    def update_intent(self, intent: str | None) -> None:
-        """Changes the call intent of our membership; None removes it."""
-        library.call("mrtc_session_update_intent", self._handle, (intent or "").encode())
-
-    def update_application_data(self, data: Mapping[str, Any]) -> None:
-        """Replaces the application data of our membership."""
-        library.call("mrtc_session_update_application_data", self._handle, library.encode(data))
-
-    def debug_snapshot(self) -> dict[str, Any]:
-        """Why the session is as it is, for a bug report; without secrets."""
-        snapshot: dict[str, Any] = library.call("mrtc_session_debug_snapshot", self._handle)
-        return snapshot
+            if end is not None and time.monotonic() >= end:
+                raise

@@ -8,71 +8,87 @@ from typing import Any, Self
 Listener = Callable[..., Any]
 
 
+class _Entry:
+    """One registration. The same listener added twice has two."""
+
+    __slots__ = ("fired", "listener", "once")
+
+    def __init__(self, listener: Listener, once: bool) -> None:
+        self.listener, self.once, self.fired = listener, once, False
+
+
 class Emitter:
     """Calls listeners in order of registration, the same one twice if it was added twice."""
 
     def __init__(self) -> None:
-        self._listeners: dict[str, list[tuple[Listener, bool]]] = {}
+        # The tuples are replaced, never changed: an emit under way goes on with the one it has.
+        self._entries: dict[str, tuple[_Entry, ...]] = {}
 
     def on(self, event: str, listener: Listener) -> Self:
-        return self._add(event, listener, False, False)
+        return self._add(event, _Entry(listener, once=False), first=False)
 
     add_listener = on
 
     def once(self, event: str, listener: Listener) -> Self:
-        return self._add(event, listener, True, False)
+        """Adds a listener that is removed before its first call."""
+        return self._add(event, _Entry(listener, once=True), first=False)
 
     def prepend_listener(self, event: str, listener: Listener) -> Self:
-        return self._add(event, listener, False, True)
+        """Adds a listener that is called before those that are there already."""
+        return self._add(event, _Entry(listener, once=False), first=True)
 
     def prepend_once_listener(self, event: str, listener: Listener) -> Self:
-        return self._add(event, listener, True, True)
+        return self._add(event, _Entry(listener, once=True), first=True)
 
-    def _add(self, event: str, listener: Listener, once: bool, first: bool) -> Self:
-        if not callable(listener):
-            raise TypeError(f"listener: expected a function, got {type(listener).__name__}")
-        entries = self._listeners.get(event, [])
-        self._listeners[event] = [(listener, once), *entries] if first else [*entries, (listener, once)]
+    def _add(self, event: str, entry: _Entry, first: bool) -> Self:
+        if not callable(entry.listener):
+            raise TypeError(f"listener: expected a function, got {type(entry.listener).__name__}")
+        entries = self._entries.get(event, ())
+        self._entries[event] = (entry, *entries) if first else (*entries, entry)
         return self
 
     def off(self, event: str, listener: Listener) -> Self:
-        """Removes the listener that was added last, if it is there."""
-        entries = self._listeners.get(event, [])
-        for i in reversed(range(len(entries))):
-            if entries[i][0] == listener:
-                self._set(event, entries[:i] + entries[i + 1 :])
+        """Removes one registration of the listener, the last of them, if there is any."""
+        for entry in reversed(self._entries.get(event, ())):
+            if entry.listener == listener:
+                self._remove(event, entry)
                 break
         return self
 
     remove_listener = off
 
-    def _set(self, event: str, entries: list[tuple[Listener, bool]]) -> None:
-        if entries:
-            self._listeners[event] = entries
+    def _remove(self, event: str, entry: _Entry) -> None:
+        left = tuple(e for e in self._entries.get(event, ()) if e is not entry)
+        if left:
+            self._entries[event] = left
         else:
-            self._listeners.pop(event, None)
+            self._entries.pop(event, None)
 
     def remove_all_listeners(self, event: str | None = None) -> Self:
         if event is None:
-            self._listeners.clear()
+            self._entries.clear()
         else:
-            self._listeners.pop(event, None)
+            self._entries.pop(event, None)
         return self
 
     def emit(self, event: str, *args: Any) -> bool:
-        """Calls the listeners that are there now; whether there were any."""
-        entries = self._listeners.get(event, [])
-        for listener, once in entries:
-            if once:
-                self._set(event, [e for e in self._listeners.get(event, []) if e != (listener, True)])
-            listener(*args)
+        """Calls the listeners that are there now; whether there were any. What a listener raises
+        ends the round and is raised here."""
+        entries = self._entries.get(event, ())
+        for entry in entries:
+            if entry.once:
+                if entry.fired:
+                    continue
+                entry.fired = True
+                self._remove(event, entry)
+            entry.listener(*args)
         return bool(entries)
 
     def listeners(self, event: str) -> list[Listener]:
-        return [listener for listener, _ in self._listeners.get(event, [])]
+        return [entry.listener for entry in self._entries.get(event, ())]
 
     def listener_count(self, event: str) -> int:
-        return len(self._listeners.get(event, []))
+        return len(self._entries.get(event, ()))
 
     def event_names(self) -> list[str]:
-        return list(self._listeners)
+        return list(self._entries)

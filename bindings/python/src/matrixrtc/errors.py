@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 
@@ -16,8 +17,13 @@ class MatrixRTCError(Exception):
         self.errcode: str | None = error.get("errcode")
         self.http_status: int | None = error.get("http_status")
         self.retry_after_ms: int | None = error.get("retry_after_ms")
+        self._error = error
         where = f"{self.path}: " if self.path else ""
         super().__init__(f"{where}{self.message or self.status}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Exceptions travel between processes."""
+        return type(self), (self._error,)
 
 
 class InvalidArgumentError(MatrixRTCError):
@@ -60,15 +66,21 @@ class NotFoundError(MatrixRTCError):
     """There is no such thing."""
 
 
-BY_STATUS: dict[int, type[MatrixRTCError]] = {
-    -1: InvalidArgumentError,
-    -2: InvalidHandleError,
-    -3: InvalidStateError,
-    -4: WouldDeadlockError,
-    -5: HomeserverError,
-    -6: NetworkError,
-    -7: InternalError,
-    -8: ForkedError,
-    -9: ClientFailedError,
-    -10: NotFoundError,
+_CLASSES: dict[int, tuple[str, type[MatrixRTCError]]] = {
+    -1: ("MRTC_ERR_INVALID_ARGUMENT", InvalidArgumentError),
+    -2: ("MRTC_ERR_INVALID_HANDLE", InvalidHandleError),
+    -3: ("MRTC_ERR_INVALID_STATE", InvalidStateError),
+    -4: ("MRTC_ERR_WOULD_DEADLOCK", WouldDeadlockError),
+    -5: ("MRTC_ERR_HOMESERVER", HomeserverError),
+    -6: ("MRTC_ERR_NETWORK", NetworkError),
+    -7: ("MRTC_ERR_INTERNAL", InternalError),
+    -8: ("MRTC_ERR_FORKED", ForkedError),
+    -9: ("MRTC_ERR_CLIENT_FAILED", ClientFailedError),
+    -10: ("MRTC_ERR_NOT_FOUND", NotFoundError),
 }
+
+
+def error_of(status: int, text: bytes | None) -> MatrixRTCError:
+    """The exception for a status and the error object that came with it."""
+    name, kind = _CLASSES.get(status, (f"MRTC_ERR_UNKNOWN ({status})", MatrixRTCError))
+    return kind({"status": name, **(json.loads(text) if text else {})})

@@ -7,18 +7,25 @@ import json
 import os
 import pathlib
 import threading
+import time
 from typing import Any
 
-from .errors import BY_STATUS, MatrixRTCError
+from .errors import error_of
 
 ABI_VERSION = 1
 TIMEOUT = 1
+
+# Waiting calls run in slices, so that Ctrl-C is answered.
+_SLICE_MS = 100
 
 _lock = threading.Lock()
 _loaded: ctypes.CDLL | None = None
 
 _u64, _i64, _text, _out = ctypes.c_uint64, ctypes.c_int64, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)
+# A log line: level, JSON, its length, and what was given with the function.
+LOG_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int, _text, ctypes.c_size_t, ctypes.c_void_p)
 _SIGNATURES: dict[str, list[Any]] = {
+    "mrtc_set_log_callback": [LOG_FUNCTION, ctypes.c_void_p, ctypes.c_int],
     "mrtc_client_new": [_text, ctypes.POINTER(_u64), _out],
     "mrtc_client_start": [_u64, _out],
     "mrtc_client_stop": [_u64, _out],
@@ -59,28 +66,35 @@ def _candidates() -> list[str]:
 def load() -> ctypes.CDLL:
     """The library, loaded by the first call."""
     global _loaded
-    with _lock:
-        if _loaded is None:
-            failures = []
-            for path in _candidates():
-                try:
-                    lib = ctypes.CDLL(path)
-                    break
-                except OSError as e:
-                    failures.append(str(e))
-            else:
-                raise OSError("libmatrixrtc was not found; set MATRIXRTC_LIBRARY to its path. " + "; ".join(failures))
-            lib.mrtc_abi_version.restype = ctypes.c_int
-            if (version := lib.mrtc_abi_version()) != ABI_VERSION:
-                raise OSError(f"libmatrixrtc has ABI version {version}, this package needs {ABI_VERSION}")
-            lib.mrtc_version.restype = ctypes.c_char_p
-            lib.mrtc_free.argtypes = [ctypes.c_void_p]
-            lib.mrtc_free.restype = None
-            for name, arguments in _SIGNATURES.items():
-                function = getattr(lib, name)
-                function.argtypes, function.restype = arguments, ctypes.c_int32
-            _loaded = lib
+    if _loaded is None:
+        with _lock:
+            if _loaded is None:
+                _loaded = _open()
     return _loaded
+
+
+def _open() -> ctypes.CDLL:
+    failures = []
+    for path in _candidates():
+        try:
+            lib = ctypes.CDLL(path)
+            break
+        except OSError as e:
+            failures.append(str(e))
+    else:
+        raise OSError("libmatrixrtc was not found; set MATRIXRTC_LIBRARY to its path. " + "; ".join(failures))
+    try:
+        lib.mrtc_abi_version.restype = ctypes.c_int
+        version = lib.mrtc_abi_version()
+        if version != ABI_VERSION:
+            raise OSError(f"{path} has ABI version {version}, this package needs {ABI_VERSION}")
+        lib.mrtc_free.argtypes, lib.mrtc_free.restype = [ctypes.c_void_p], None
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(lib, name)
+            function.argtypes, function.restype = arguments, ctypes.c_int32
+    except AttributeError as e:
+        raise OSError(f"{path} is not a libmatrixrtc that this package can use: {e}") from e
+    return lib
 
 
 def raw_call(name: str, *args: Any) -> tuple[int, bytes | None]:
@@ -99,13 +113,34 @@ def raw_call(name: str, *args: Any) -> tuple[int, bytes | None]:
 def call(name: str, *args: Any) -> Any:
     """Calls a function and raises its error; the result, decoded."""
     status, text = raw_call(name, *args)
-    if status < 0:
-        error = json.loads(text) if text else {"message": "no reason was given"}
-        raise BY_STATUS.get(status, MatrixRTCError)(error)
     if status == TIMEOUT:
         raise TimeoutError
+    if status < 0:
+        raise error_of(status, text)
     return json.loads(text) if text else None
 
 
+def set_log_callback(function: Any, level: int) -> None:
+    """The one function without `out`."""
+    status: int = load().mrtc_set_log_callback(function, None, level)
+    if status < 0:
+        raise error_of(status, None)
+
+
+def slice_ms(end: float | None) -> int:
+    """How long one waiting call may take, for a wait that ends at `end` (monotonic)."""
+    return _SLICE_MS if end is None else max(0, min(_SLICE_MS, int((end - time.monotonic()) * 1000)))
+
+
 def encode(value: Any) -> bytes:
+    """JSON, as an argument."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
+def text(name: str, value: str) -> bytes:
+    """A string, as an argument."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a string, got {type(value).__name__}")
+    if "\0" in value:
+        raise ValueError(f"{name}: expected a string without NUL")
+    return value.encode()
