@@ -1,0 +1,70 @@
+// The embedded homeserver (build/homeserver) with users and a room, for tests.
+
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+
+const BINARY = fileURLToPath(new URL('../../../../build/homeserver', import.meta.url));
+
+export interface Account {
+  user_id: string;
+  access_token: string;
+  device_id: string;
+}
+
+export class Homeserver {
+  #requests = 0;
+  private constructor(
+    readonly url: string,
+    private readonly process: ChildProcess,
+  ) {}
+
+  static async start(): Promise<Homeserver> {
+    const child = spawn(BINARY, ['-listen', '127.0.0.1:0'], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const lines = createInterface({ input: child.stdout });
+    const [url] = (await once(lines, 'line', { signal: AbortSignal.timeout(10_000) })) as [string];
+    return new Homeserver(url.trim(), child);
+  }
+
+  async stop(): Promise<void> {
+    const gone = once(this.process, 'exit');
+    this.process.kill();
+    await gone;
+  }
+
+  async request(method: string, path: string, body?: unknown, token?: string): Promise<Record<string, unknown>> {
+    const response = await fetch(`${this.url}/_matrix/client/v3${path}`, {
+      method,
+      headers: token ? { Authorization: `Bearer ${token}` } : {},
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      signal: AbortSignal.timeout(10_000),
+    });
+    const answer = (await response.json()) as Record<string, unknown>;
+    if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${JSON.stringify(answer)}`);
+    return answer;
+  }
+
+  async register(): Promise<Account> {
+    const username = `user${++this.#requests}`;
+    const auth = { type: 'm.login.dummy' };
+    return (await this.request('POST', '/register', { username, password: 'secret', auth })) as unknown as Account;
+  }
+
+  /** A room that all of them are in and in which all may announce themselves. */
+  async room(...[creator, ...others]: [Account, ...Account[]]): Promise<string> {
+    const { room_id: roomId } = (await this.request(
+      'POST',
+      '/createRoom',
+      {
+        preset: 'public_chat',
+        power_level_content_override: { events: { 'org.matrix.msc3401.call.member': 0 } },
+      },
+      creator.access_token,
+    )) as { room_id: string };
+    for (const other of others) {
+      await this.request('POST', `/join/${encodeURIComponent(roomId)}`, {}, other.access_token);
+    }
+    return roomId;
+  }
+}
