@@ -83,4 +83,4 @@ _CLASSES: dict[int, tuple[str, type[MatrixRTCError]]] = {
 def error_of(status: int, text: bytes | None) -> MatrixRTCError:
     """The exception for a status and the error object that came with it."""
     name, kind = _CLASSES.get(status, (f"MRTC_ERR_UNKNOWN ({status})", MatrixRTCError))
-    return kind({"status": name, **(json.loads(text) if text else {})})
+    return kind({"status": name, "message": kind.__doc__, **(json.loads(text) if text else {})})
