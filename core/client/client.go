@@ -162,6 +162,9 @@ func (c *Client) catch(err *error) {
 	if p == nil {
 		return
 	}
+	if c.state == closed {
+		return // freed: nobody is told
+	}
 	c.state = failed
 	c.failure = fmt.Sprintf("internal error: %v", p)
 	c.log(3, "panic", map[string]any{"panic": fmt.Sprint(p), "stack": string(debug.Stack())})
@@ -225,11 +228,11 @@ func (c *Client) drain() {
 
 // arm sets the one timer. The lock is held.
 func (c *Client) arm() {
-	if c.cfg.Clock == "manual" || c.state == stopped || c.state == failed || c.state == closed || c.state == created && c.cfg.Mode == "managed" {
+	if c.cfg.Clock == "manual" && c.state != stopping || c.state == stopped || c.state == failed || c.state == closed || c.state == created && c.cfg.Mode == "managed" {
 		return
 	}
 	wait := wakeAtLeast
-	if at, ok := c.set.Deadline(); ok {
+	if at, ok := c.set.Deadline(); ok && c.cfg.Clock != "manual" {
 		wait = min(wait, max(at-c.now().Boot, 0))
 	}
 	if c.state == stopping {

@@ -52,6 +52,7 @@ type Error struct {
 	Errcode      string `json:"errcode,omitempty"`
 	HTTPStatus   int    `json:"http_status,omitempty"`
 	RetryAfterMS int64  `json:"retry_after_ms,omitempty"`
+	SoftLogout   bool   `json:"soft_logout,omitempty"` // with M_UNKNOWN_TOKEN: the device still exists
 }
 
 func (e *Error) Error() string { return e.Status.String() + ": " + e.Message }

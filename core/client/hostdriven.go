@@ -61,10 +61,12 @@ func (c *Client) hostDriven(f func(now session.Time) error) error {
 		if !c.HostDriven() {
 			return wrongState("only a host-driven client takes this")
 		}
-		if c.state == stopped || c.state == stopping {
+		switch c.state {
+		case stopped:
 			return wrongState("the client is stopped")
+		case created:
+			c.state = started
 		}
-		c.state = started
 		return f(now)
 	})
 }

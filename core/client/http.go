@@ -13,13 +13,15 @@ import (
 	"libmatrixrtc/core/session"
 	"libmatrixrtc/core/wire"
 
-	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
 )
 
 const (
 	maxAnswer     = 64 << 20 // bytes of an answer that we read
 	maxSyncAnswer = 512 << 20
+
+	defaultTimeout = 30 * time.Second
 )
 
 // perform makes a request, or hands it to the host. The lock is held.
@@ -30,7 +32,11 @@ func (c *Client) perform(r wire.Request) {
 		return
 	}
 	c.spawn(func() {
-		ctx, cancel := context.WithTimeout(c.ctx, r.Timeout)
+		timeout := r.Timeout
+		if timeout <= 0 {
+			timeout = defaultTimeout
+		}
+		ctx, cancel := context.WithTimeout(c.ctx, timeout)
 		defer cancel()
 		h := r.HTTP()
 		answer := c.authorized(ctx, h, !r.Anonymous, maxAnswer)
@@ -61,7 +67,10 @@ func (c *Client) authorized(ctx context.Context, h wire.HTTPRequest, withToken b
 	}
 	answer := c.exchange(ctx, h, token, limit)
 	if answer.Status == 401 && withToken {
-		if fresh, ok := c.renew(ctx, token); ok {
+		switch fresh, failed := c.renew(token); {
+		case failed != nil:
+			return wire.HTTPResponse{NetworkError: "the access token has expired and cannot be refreshed now: " + answerError(*failed, "a refresh").Message}
+		case fresh != "":
 			answer = c.exchange(ctx, h, fresh, limit)
 		}
 	}
@@ -120,51 +129,64 @@ func networkError(err error) string {
 }
 
 // renew gets another token in place of one that was rejected: by the refresh token, or whatever
-// somebody else has got meanwhile.
-func (c *Client) renew(ctx context.Context, rejected Secret) (Secret, bool) {
+// somebody else has got meanwhile. Where there is none, the error is nil if that is final, and
+// else says why it could not be found out now.
+func (c *Client) renew(rejected Secret) (Secret, *wire.HTTPResponse) {
 	c.refreshing.Lock()
 	defer c.refreshing.Unlock()
 	c.mu.Lock()
 	token, refresh := c.token, c.refresh
 	c.mu.Unlock()
 	if token != rejected {
-		return token, true
+		return token, nil
 	}
 	if refresh == "" {
-		return "", false
+		return "", nil
 	}
 	body, err := json.Marshal(map[string]string{"refresh_token": string(refresh)})
 	if err != nil {
-		return "", false
+		return "", nil
 	}
+	// Not in the time of the request that needs it: an answer that is lost is a lost token.
+	ctx, cancel := context.WithTimeout(c.ctx, defaultTimeout)
+	defer cancel()
 	a := c.exchange(ctx, wire.HTTPRequest{Method: "POST", Path: "/_matrix/client/v3/refresh", Body: body}, "", maxAnswer)
 	var got struct {
 		AccessToken  string `json:"access_token"`
 		RefreshToken string `json:"refresh_token"`
 		ExpiresInMS  int64  `json:"expires_in_ms"`
 	}
-	if a.Status != 200 || json.Unmarshal(a.Body, &got) != nil || got.AccessToken == "" {
-		if a.Status == 401 || a.Status == 403 {
-			c.mu.Lock()
+	switch {
+	case a.Status == 401 || a.Status == 403 || a.Status == 404:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.refresh == refresh {
 			c.refresh = ""
-			c.mu.Unlock()
 		}
-		return "", false
+		return "", nil
+	case a.Status != 200 || json.Unmarshal(a.Body, &got) != nil || got.AccessToken == "":
+		if a.Status == 200 {
+			a = wire.HTTPResponse{NetworkError: "the homeserver's answer has no access_token"}
+		}
+		return "", &a
 	}
 	_ = c.do(func(session.Time) error {
+		if c.token != rejected {
+			got.AccessToken = string(c.token) // the host was faster
+			return nil
+		}
 		c.token = Secret(got.AccessToken)
-		data := map[string]any{"access_token": got.AccessToken}
 		if got.RefreshToken != "" {
 			c.refresh = Secret(got.RefreshToken)
 		}
-		data["refresh_token"] = string(c.refresh)
+		data := map[string]any{"access_token": got.AccessToken, "refresh_token": string(c.refresh)}
 		if got.ExpiresInMS > 0 {
 			data["expires_in_ms"] = got.ExpiresInMS
 		}
 		c.emit(Event{Name: "token_refreshed", Data: data})
 		return nil
 	})
-	return Secret(got.AccessToken), true
+	return Secret(got.AccessToken), nil
 }
 
 // SetAccessToken gives the client a new token of the same device; what waited for one goes on.
@@ -184,77 +206,69 @@ func (c *Client) SetAccessToken(token, refresh string) error {
 }
 
 // login finds out who we are: by password, or by asking whose the token is.
-func (c *Client) login(ctx context.Context) *Error {
-	cli, err := mautrix.NewClient(c.cfg.HomeserverURL, c.cfg.UserID, string(c.token))
-	if err != nil {
-		return invalid("/homeserver_url", "%v", err)
-	}
-	cli.Client, cli.Log, cli.DefaultHTTPRetries, cli.IgnoreRateLimit = c.http, zerolog.Nop(), 0, true
-	cli.ResponseSizeLimit = maxAnswer
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+func (c *Client) login() *Error {
+	ctx, cancel := context.WithTimeout(c.ctx, defaultTimeout)
 	defer cancel()
-	if c.token == "" {
-		got, err := cli.Login(ctx, &mautrix.ReqLogin{
-			Type:       mautrix.AuthTypePassword,
-			Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: string(c.cfg.UserID)},
-			Password:   string(c.cfg.Password), DeviceID: c.cfg.DeviceID, InitialDeviceDisplayName: c.cfg.DeviceName,
-			RefreshToken: true,
-		})
-		if err != nil {
-			return homeserverError(err)
-		}
-		_ = c.do(func(session.Time) error {
-			c.token, c.refresh = Secret(got.AccessToken), Secret(got.RefreshToken)
-			c.makeSet(got.UserID, got.DeviceID)
-			return nil
-		})
-		return nil
+	c.mu.Lock()
+	token, user, device := c.token, c.info.UserID, c.info.DeviceID
+	c.mu.Unlock()
+	if token == "" {
+		return c.loginByPassword(ctx, device)
 	}
-	got, err := cli.Whoami(ctx)
-	if err != nil {
-		e := homeserverError(err)
-		if e.HTTPStatus == 401 {
-			if _, ok := c.renew(ctx, c.token); ok {
-				return c.login(ctx)
-			}
-		}
-		return e
+	h := c.authorized(ctx, wire.HTTPRequest{Method: "GET", Path: "/_matrix/client/v3/account/whoami"}, true, maxAnswer)
+	var got mautrix.RespWhoami
+	if h.Status != 200 || json.Unmarshal(h.Body, &got) != nil || got.UserID == "" {
+		return answerError(h, "a whoami")
 	}
-	if c.cfg.UserID != "" && got.UserID != c.cfg.UserID {
-		return invalid("/user_id", "the access token belongs to %s, not to %s", got.UserID, c.cfg.UserID)
-	}
-	if c.cfg.DeviceID != "" && got.DeviceID != c.cfg.DeviceID {
-		return invalid("/device_id", "the access token belongs to device %s, not to %s", got.DeviceID, c.cfg.DeviceID)
-	}
-	if got.DeviceID == "" {
+	switch {
+	case user != "" && got.UserID != user:
+		return invalid("/user_id", "the access token belongs to %s, not to %s", got.UserID, user)
+	case got.DeviceID == "":
 		return invalid("/access_token", "the access token belongs to no device: calls need one")
+	case device != "" && got.DeviceID != device:
+		return invalid("/device_id", "the access token belongs to device %s, not to %s", got.DeviceID, device)
 	}
-	_ = c.do(func(session.Time) error { c.makeSet(got.UserID, got.DeviceID); return nil })
-	return nil
+	return c.loggedIn("", "", got.UserID, got.DeviceID)
 }
 
-// homeserverError tells mautrix's errors in our form.
-func homeserverError(err error) *Error {
-	var h mautrix.HTTPError
-	if errors.As(err, &h) && h.Response != nil {
-		e := &Error{Status: ErrHomeserver, HTTPStatus: h.Response.StatusCode, Message: h.Response.Status}
-		if h.RespError != nil {
-			e.Errcode, e.Message = h.RespError.ErrCode, h.RespError.Err
+func (c *Client) loginByPassword(ctx context.Context, device id.DeviceID) *Error {
+	body, err := json.Marshal(mautrix.ReqLogin{
+		Type:       mautrix.AuthTypePassword,
+		Identifier: mautrix.UserIdentifier{Type: mautrix.IdentifierTypeUser, User: string(c.cfg.UserID)},
+		Password:   string(c.cfg.Password), DeviceID: device, InitialDeviceDisplayName: c.cfg.DeviceName,
+		RefreshToken: true,
+	})
+	if err != nil {
+		return AsError(err)
+	}
+	h := c.exchange(ctx, wire.HTTPRequest{Method: "POST", Path: "/_matrix/client/v3/login", Body: body}, "", maxAnswer)
+	var got mautrix.RespLogin
+	if h.Status != 200 || json.Unmarshal(h.Body, &got) != nil || got.AccessToken == "" || got.UserID == "" || got.DeviceID == "" {
+		return answerError(h, "a login")
+	}
+	return c.loggedIn(Secret(got.AccessToken), Secret(got.RefreshToken), got.UserID, got.DeviceID)
+}
+
+// loggedIn takes in who we are, and the tokens of a new login.
+func (c *Client) loggedIn(token, refresh Secret, user id.UserID, device id.DeviceID) *Error {
+	return AsError(c.do(func(session.Time) error {
+		if token != "" {
+			c.token, c.refresh = token, refresh
 		}
-		return e
-	}
-	return &Error{Status: ErrNetwork, Message: networkError(err)}
+		c.makeSet(user, device)
+		return nil
+	}))
 }
 
-// answerError tells a failed answer in our form.
-func answerError(h wire.HTTPResponse) *Error {
+// answerError tells a failed answer in our form; what is the answer that was expected.
+func answerError(h wire.HTTPResponse, what string) *Error {
 	e := wire.ParseAnswer(wire.Request{}, h).Err
 	if e == nil {
-		return &Error{Status: ErrHomeserver, HTTPStatus: h.Status, Message: "the homeserver's answer is not a sync"}
+		return &Error{Status: ErrHomeserver, HTTPStatus: h.Status, Message: "the homeserver's answer is not that of " + what}
 	}
 	status := ErrHomeserver
 	if e.Network {
 		status = ErrNetwork
 	}
-	return &Error{Status: status, HTTPStatus: e.Status, Errcode: e.Code, Message: e.Message, RetryAfterMS: e.RetryAfter.Milliseconds()}
+	return &Error{Status: status, HTTPStatus: e.Status, Errcode: e.Code, Message: e.Message, RetryAfterMS: e.RetryAfter.Milliseconds(), SoftLogout: e.SoftLogout}
 }

@@ -102,6 +102,9 @@ func (s *Session) OnMembershipUpdate() error {
 
 func (s *Session) command(in session.Input, then func()) error {
 	return s.c.do(func(now session.Time) error {
+		if _, join := in.(session.Join); join && (s.c.state == stopping || s.c.state == stopped) {
+			return wrongState("the client is stopped")
+		}
 		if err := s.c.set.Handle(now, in); err != nil {
 			return err
 		}

@@ -18,6 +18,8 @@ const (
 	firstSyncMax = 5 * time.Minute
 	retryMin     = time.Second
 	retryMax     = 30 * time.Second
+
+	retryAfterMax = 10 * time.Minute // whatever longer pause a homeserver names
 )
 
 // runSync logs in and syncs until the client is stopped. Whatever fails is told by sync_state and
@@ -27,24 +29,34 @@ func (c *Client) runSync() {
 	failures := 0
 	loggedIn, since := false, ""
 	for c.ctx.Err() == nil {
+		c.mu.Lock()
+		tokenSet := c.tokenSet
+		c.mu.Unlock()
 		if !loggedIn {
-			if e := c.login(c.ctx); e != nil {
-				if !c.pauseAfter(e, &failures) {
+			if e := c.login(); e != nil {
+				if !c.pauseAfter(e, &failures, tokenSet) {
 					return
 				}
 				continue
 			}
-			loggedIn, failures = true, 0
+			loggedIn = true
 		}
+		began := time.Now()
 		next, e := c.syncOnce(since, failures > 0)
 		if e != nil {
-			if !c.pauseAfter(e, &failures) {
+			// Whose the next token is has to be asked again.
+			loggedIn = e.HTTPStatus != 401
+			if !c.pauseAfter(e, &failures, tokenSet) {
 				return
 			}
 			continue
 		}
+		idle := next == since && failures == 0 && time.Since(began) < retryMin
 		since, failures = next, 0
 		c.syncState("syncing", nil)
+		if idle && !c.pause(retryMin, nil) {
+			return // a homeserver that answers a long poll at once, with nothing
+		}
 	}
 }
 
@@ -63,14 +75,14 @@ func (c *Client) syncOnce(since string, quick bool) (next string, e *Error) {
 	defer cancel()
 	h := c.authorized(ctx, wire.HTTPRequest{Method: "GET", Path: "/_matrix/client/v3/sync", Query: q}, true, maxSyncAnswer)
 	if h.Status != 200 || h.NetworkError != "" {
-		return "", answerError(h)
+		return "", answerError(h, "a sync")
 	}
 	nextBatch := gjson.Result{}
 	if gjson.ValidBytes(h.Body) {
 		nextBatch = gjson.GetBytes(h.Body, "next_batch")
 	}
 	if nextBatch.Type != gjson.String || nextBatch.Str == "" {
-		return "", answerError(h)
+		return "", answerError(h, "a sync")
 	}
 	err := c.do(func(now session.Time) error {
 		c.learnDate(now, h)
@@ -79,16 +91,13 @@ func (c *Client) syncOnce(since string, quick bool) (next string, e *Error) {
 	return nextBatch.String(), AsError(err)
 }
 
-// pauseAfter waits before the next attempt; false means that the client is stopping.
-func (c *Client) pauseAfter(e *Error, failures *int) bool {
+// pauseAfter waits before the next attempt, or for a new token; false means that the client is stopping.
+func (c *Client) pauseAfter(e *Error, failures *int, tokenSet <-chan struct{}) bool {
 	if c.ctx.Err() != nil {
 		return false
 	}
-	c.mu.Lock()
-	tokenSet := c.tokenSet
-	c.mu.Unlock()
 	c.log(1, "sync failed", map[string]any{"status": e.Status.String(), "http_status": e.HTTPStatus, "errcode": e.Errcode, "message": e.Message})
-	if final := e.Status == ErrInvalidArgument || e.HTTPStatus == 401 || e.HTTPStatus == 403; final {
+	if final := e.Status == ErrInvalidArgument || e.HTTPStatus == 401 || e.HTTPStatus == 403 && e.Errcode != ""; final {
 		c.syncState("error", e)
 		select {
 		case <-c.ctx.Done():
@@ -102,13 +111,17 @@ func (c *Client) pauseAfter(e *Error, failures *int) bool {
 	c.syncState("reconnecting", e)
 	pause := min(retryMin<<min(*failures-1, 10), retryMax)
 	pause = pause/2 + time.Duration(rand.Float64()*float64(pause/2))
-	pause = max(pause, time.Duration(e.RetryAfterMS)*time.Millisecond)
-	t := time.NewTimer(pause)
+	return c.pause(max(pause, min(time.Duration(e.RetryAfterMS)*time.Millisecond, retryAfterMax)), tokenSet)
+}
+
+// pause waits, but not beyond wake; false means that the client is stopping.
+func (c *Client) pause(d time.Duration, wake <-chan struct{}) bool {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-c.ctx.Done():
 		return false
-	case <-tokenSet:
+	case <-wake:
 	case <-t.C:
 	}
 	return true

@@ -599,7 +599,8 @@ func (o *own) write(now Time) {
 			return
 		}
 		m.eventID, m.at, m.askedTS, m.uncertain = a.EventID, now.Boot, server, false
-		m.echoed = contains(m.seen, a.EventID)
+		// A server answers a write that changes nothing with the event that stands there already.
+		m.echoed = m.current.eventID == a.EventID || contains(m.seen, a.EventID)
 		if first {
 			m.joinedTS = o.set.serverTime(now)
 		}

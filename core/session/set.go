@@ -76,6 +76,7 @@ func (s *Set) Open(now Time, roomID id.RoomID, opts OpenOptions) (uint64, error)
 	}
 	s.nextSession++
 	o := &own{set: s, session: s.nextSession, room: r, slot: sl, status: Disconnected, phase: idle, wakeAt: never}
+	o.timer.run = func(now Time) { s.step(now, o) }
 	if old := sl.session; old != nil {
 		// Still leaving on behalf of a closed session: the new one takes its place when it is done.
 		o = old
@@ -194,9 +195,7 @@ func (s *Set) step(now Time, o *own) {
 	}
 }
 
-func (s *Set) schedule(o *own) { o.timer.run = o.runTimer; s.timers.set(&o.timer, o.wakeAt) }
-
-func (o *own) runTimer(now Time) { o.set.step(now, o) }
+func (s *Set) schedule(o *own) { s.timers.set(&o.timer, o.wakeAt) }
 
 // runTimers runs what is due. Whoever asks for the same moment again and again is a bug that must
 // not hang the host: it is put off.

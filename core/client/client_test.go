@@ -1,0 +1,223 @@
+package client
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"libmatrixrtc/core/session"
+)
+
+func TestTwoClientsSeeEachOtherComeAndGo(t *testing.T) {
+	f := newFake(t)
+	join := func(user string) (*driver, *Session) {
+		d := newDriver(t, Config{HomeserverURL: f.URL, AccessToken: Secret(user)}).start()
+		d.waitSync("syncing")
+		s, err := d.OpenSession(room, session.OpenOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Join(session.JoinParams{}); err != nil {
+			t.Fatal(err)
+		}
+		return d, s
+	}
+	a, _ := join("a")
+	a.waitCount(1)
+	b, leaving := join("b")
+	b.waitCount(2)
+	a.waitCount(2)
+	if sent, err := leaving.LeaveWait(20 * time.Second); !sent || err != nil {
+		t.Fatalf("leave: sent %v, %v", sent, err)
+	}
+	if left := a.waitCount(1).Left; len(left) != 1 || left[0].Membership.UserID != "@b:x" {
+		t.Fatalf("left: %+v", left)
+	}
+	if err := b.StopWait(20 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if err := leaving.Join(session.JoinParams{}); AsError(err) == nil || AsError(err).Status != ErrInvalidState {
+		t.Fatalf("join after stop: %v", err)
+	}
+	// A stop leaves what is joined.
+	if err := a.StopWait(20 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	a.wait("left", func(e Event) bool { l, ok := e.Data.(session.Left); return ok && l.Sent })
+}
+
+// A client that vanishes is removed by its delayed leave.
+func TestVanishedClientIsRemovedByItsDelayedLeave(t *testing.T) {
+	f := newFake(t)
+	d := newDriver(t, Config{HomeserverURL: f.URL, AccessToken: "b"}).start()
+	s, err := d.OpenSession(room, session.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	watcher := newDriver(t, Config{HomeserverURL: f.URL, AccessToken: "a"}).start()
+	if _, err := watcher.OpenSession(room, session.OpenOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var p session.JoinParams
+	if err := json.Unmarshal([]byte(`{"delayed_leave_delay_ms": 2000, "delayed_leave_restart_ms": 1000}`), &p); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Join(p); err != nil {
+		t.Fatal(err)
+	}
+	watcher.waitCount(1)
+	d.Close()
+	watcher.waitCount(0)
+}
+
+func TestDeadTokenStopsUntilThereIsAnother(t *testing.T) {
+	f := newFake(t)
+	f.override = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Authorization") == "Bearer a" {
+			return false
+		}
+		answer(w, 401, map[string]any{"errcode": "M_UNKNOWN_TOKEN", "error": "no", "soft_logout": true})
+		return true
+	}
+	d := newDriver(t, Config{HomeserverURL: f.URL, AccessToken: "dead", UserID: "@a:x", DeviceID: "DEV"}).start()
+	e := d.waitSync("error")
+	if e == nil || e.Status != ErrHomeserver || e.Errcode != "M_UNKNOWN_TOKEN" || !e.SoftLogout {
+		t.Fatalf("error: %+v", e)
+	}
+	if n := f.count("whoami"); n != 1 {
+		t.Fatalf("%d attempts", n)
+	}
+	if err := d.SetAccessToken("a", ""); err != nil {
+		t.Fatal(err)
+	}
+	d.waitSync("syncing")
+}
+
+func TestTokenOfSomebodyElseIsRefused(t *testing.T) {
+	f := newFake(t)
+	d := newDriver(t, Config{HomeserverURL: f.URL, AccessToken: "b", UserID: "@a:x"}).start()
+	if e := d.waitSync("error"); e == nil || e.Path != "/user_id" {
+		t.Fatalf("error: %+v", e)
+	}
+}
+
+func TestWrongPassword(t *testing.T) {
+	f := newFake(t)
+	f.override = func(w http.ResponseWriter, r *http.Request) bool {
+		answer(w, 403, map[string]string{"errcode": "M_FORBIDDEN", "error": "Invalid password"})
+		return true
+	}
+	d := newDriver(t, Config{HomeserverURL: f.URL, UserID: "@a:x", Password: "wrong"}).start()
+	if e := d.waitSync("error"); e == nil || e.Status != ErrHomeserver || e.Errcode != "M_FORBIDDEN" {
+		t.Fatalf("error: %+v", e)
+	}
+	if n := f.count("login"); n != 1 {
+		t.Fatalf("%d attempts", n)
+	}
+}
+
+// The first refresh meets a broken server: that must not count as a dead token.
+func TestTokenIsRefreshed(t *testing.T) {
+	f := newFake(t)
+	var refreshes atomic.Int32
+	f.override = func(w http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/refresh"):
+			if refreshes.Add(1) == 1 {
+				w.WriteHeader(502)
+				return true
+			}
+			answer(w, 200, map[string]any{"access_token": "a", "refresh_token": "r2", "expires_in_ms": 1000})
+			return true
+		case r.Header.Get("Authorization") == "Bearer old":
+			answer(w, 401, map[string]any{"errcode": "M_UNKNOWN_TOKEN", "soft_logout": true})
+			return true
+		}
+		return false
+	}
+	d := newDriver(t, Config{HomeserverURL: f.URL, AccessToken: "old", RefreshToken: "r1"}).start()
+	if e := d.waitSync("reconnecting"); e == nil || e.Status != ErrNetwork {
+		t.Fatalf("error: %+v", e)
+	}
+	e := d.wait("token_refreshed", func(e Event) bool { return e.Name == "token_refreshed" })
+	if data := e.Data.(map[string]any); data["access_token"] != "a" || data["refresh_token"] != "r2" {
+		t.Fatalf("event: %v", data)
+	}
+	d.waitSync("syncing")
+}
+
+// What is no sync at all is told and tried again.
+func TestStrangeAnswersToSync(t *testing.T) {
+	for name, strange := range map[string]func(w http.ResponseWriter){
+		"html":      func(w http.ResponseWriter) { _, _ = w.Write([]byte("<html>hello</html>")) },
+		"truncated": func(w http.ResponseWriter) { _, _ = w.Write([]byte(`{"next_batch":"s1","rooms":{`)) },
+		"cut off": func(w http.ResponseWriter) {
+			w.Header().Set("Content-Length", "1000")
+			_, _ = w.Write([]byte(`{"next`))
+		},
+		"error with 200": func(w http.ResponseWriter) { answer(w, 200, map[string]string{"errcode": "M_UNKNOWN"}) },
+		"array":          func(w http.ResponseWriter) { answer(w, 200, []int{1}) },
+		"forbidden html": func(w http.ResponseWriter) { w.WriteHeader(403); _, _ = w.Write([]byte("<html>")) },
+		"429":            func(w http.ResponseWriter) { answer(w, 429, map[string]any{"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 10}) },
+		"no answer":      func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFake(t)
+			var syncs atomic.Int32
+			f.override = func(w http.ResponseWriter, r *http.Request) bool {
+				if strings.HasSuffix(r.URL.Path, "/sync") && syncs.Add(1) == 1 {
+					strange(w)
+					return true
+				}
+				return false
+			}
+			d := newDriver(t, Config{HomeserverURL: f.URL, AccessToken: "a"}).start()
+			if e := d.waitSync("reconnecting"); e == nil || e.Message == "" {
+				t.Fatalf("error: %+v", e)
+			}
+			d.waitSync("syncing")
+		})
+	}
+}
+
+// A panic fails the client, is told, and nothing but Close does anything any more.
+func TestPanicFailsTheClient(t *testing.T) {
+	f := newFake(t)
+	d := newDriver(t, Config{HomeserverURL: f.URL, AccessToken: "a"}).start()
+	d.waitSync("syncing")
+	d.mu.Lock()
+	d.spawn(func() { panic("boom") })
+	d.mu.Unlock()
+	d.wait("client_failed", func(e Event) bool { return e.Name == "client_failed" })
+	if _, err := d.OpenSession(room, session.OpenOptions{}); AsError(err) == nil || AsError(err).Status != ErrClientFailed {
+		t.Fatalf("open: %v", err)
+	}
+}
+
+func TestConfigErrorsNameTheField(t *testing.T) {
+	for path, cfg := range map[string]Config{
+		"/mode":           {Mode: "other"},
+		"/homeserver_url": {HomeserverURL: "matrix.org", AccessToken: "a"},
+		"/access_token":   {HomeserverURL: "https://x"},
+		"/user_id":        {HomeserverURL: "https://x", Password: "p"},
+		"/ca_file":        {HomeserverURL: "https://x", AccessToken: "a", CAFile: "/nonexistent"},
+		"/proxy_url":      {HomeserverURL: "https://x", AccessToken: "a", ProxyURL: "gopher://x"},
+		"/clock":          {Mode: "host_driven", UserID: "@a:x", DeviceID: "D", Clock: "sun"},
+		"/device_id":      {Mode: "host_driven", UserID: "@a:x"},
+	} {
+		if _, err := New(cfg, func(Event) {}, nil); AsError(err) == nil || AsError(err).Path != path {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+func TestSecretsAreNotPrinted(t *testing.T) {
+	out, err := json.Marshal(Config{AccessToken: "sesame", Password: "sesame", RefreshToken: "sesame"})
+	if err != nil || strings.Contains(string(out), "sesame") {
+		t.Fatalf("%s %v", out, err)
+	}
+}
