@@ -94,7 +94,12 @@ def main(bare_path: str) -> None:
         finally:
             lib.mrtc_free(out)
 
-    row("Python: session.info()", 1, each(READS, session.info), each(READS, lambda: answer(lib.mrtc_session_info, session_handle)))
+    row(
+        "Python: session.info()",
+        1,
+        each(READS, session.info),
+        each(READS, lambda: answer(lib.mrtc_session_info, session_handle)),
+    )
 
     client.feed(sync=room_sync(0, EVENTS))
     before, n = time.perf_counter_ns(), 0
