@@ -75,9 +75,10 @@ def homeserver() -> Iterator[str]:
 def register(homeserver: str) -> Callable[[], Account]:
     def one() -> Account:
         name = f"user-{uuid.uuid4().hex[:12]}"
-        content = {"username": name, "password": "pw-" + name, "auth": {"type": "m.login.dummy"}}
+        password = f"pw-{name}"
+        content = {"username": name, "password": password, "auth": {"type": "m.login.dummy"}}
         made = request(homeserver, "POST", "/_matrix/client/v3/register", content)
-        return Account(homeserver, made["user_id"], made["device_id"], made["access_token"], content["password"])
+        return Account(homeserver, made["user_id"], made["device_id"], made["access_token"], password)
 
     return one
 

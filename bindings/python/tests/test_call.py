@@ -116,8 +116,10 @@ def test_a_killed_process_is_seen_to_leave(pair: Pair) -> None:
             theirs = b.session(room_id)
             command = [sys.executable, "-c", script, alice.url, alice.access_token, room_id]
             with subprocess.Popen(command) as process:
-                await seen(theirs, alice.user_id)
-                process.kill()
+                try:
+                    await seen(theirs, alice.user_id)
+                finally:
+                    process.kill()
             changes = theirs.events()
             while theirs.memberships:
                 await asyncio.wait_for(anext(changes), DELAY_MS / 1000 + 5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from matrixrtc import Client, Emitter
+from matrixrtc import Client, Emitter, Event
 
 
 def test_listeners_are_called_in_order_and_as_often_as_added() -> None:
@@ -77,7 +77,7 @@ def test_what_is_no_function_is_refused() -> None:
 
 
 def test_a_listener_that_raises_keeps_the_event_from_nobody_else() -> None:
-    heard = []
+    heard: list[Event] = []
 
     def broken(_: object) -> None:
         raise RuntimeError("broken listener")
