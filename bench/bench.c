@@ -143,10 +143,11 @@ static void calls(void) {
 }
 
 static void bare_calls(void) {
-  int32_t (*call)(uint64_t) = (int32_t(*)(uint64_t))symbol("bare_call");
-  for (int i = 0; i < CALLS / 10; i++) call(2);
+  __typeof__(mrtc_listener_count) *call = (__typeof__(mrtc_listener_count) *)symbol("bare_call");
+  size_t count;
+  for (int i = 0; i < CALLS / 10; i++) call(2, NULL, &count, NULL);
   double before = now_us(CLOCK_MONOTONIC);
-  for (int i = 0; i < CALLS; i++) call(2);
+  for (int i = 0; i < CALLS; i++) call(2, NULL, &count, NULL);
   print(1, (now_us(CLOCK_MONOTONIC) - before) * 1e3 / CALLS);
 }
 

@@ -8,13 +8,15 @@ const READS = 10_000;
 const EVENTS = 10_000;
 const config = { mode: "host_driven", user_id: "@me:example.test", device_id: "ME" };
 
-const bare = koffi.load(barePath).func("int32_t bare_call(uint64_t handle)");
+// The same arguments on both sides, so that the difference is the library's.
+const COUNT = ["uint64_t", "const char *", "size_t *", "void *"];
+const bare = koffi.load(barePath).func("bare_call", "int32_t", COUNT);
 const lib = koffi.load(libraryPath);
 const free = lib.func("void mrtc_free(void *p)");
 const out = koffi.out(koffi.pointer(koffi.disposable("BenchText", koffi.types.str, free)));
 const native = Object.fromEntries(
     Object.entries({
-        mrtc_listener_count: ["uint64_t", "const char *", "size_t *", "void *"],
+        mrtc_listener_count: COUNT,
         mrtc_client_new: ["const char *", "_Out_ uint64_t *", out],
         mrtc_session_open: ["uint64_t", "const char *", "const char *", "_Out_ uint64_t *", out],
         mrtc_session_info: ["uint64_t", out],
@@ -75,7 +77,7 @@ row(
     "Node: C call with a checked handle",
     1,
     each(CALLS, () => native.mrtc_listener_count(handle[0], null, count, null)),
-    each(CALLS, () => bare(2)),
+    each(CALLS, () => bare(2, null, count, null)),
 );
 
 const client = new Client(config);

@@ -61,10 +61,11 @@ def row(name: str, size: int, value: float, peer: float) -> None:
 
 def main(bare_path: str) -> None:
     bare = ctypes.CDLL(bare_path)
-    bare.bare_call.argtypes, bare.bare_call.restype = [ctypes.c_uint64], ctypes.c_int32
     lib = ctypes.CDLL(os.environ["MATRIXRTC_LIBRARY"])
     u64, text, out_type = ctypes.c_uint64, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)
-    lib.mrtc_listener_count.argtypes = [u64, text, ctypes.POINTER(ctypes.c_size_t), out_type]
+    # The same arguments on both sides, so that the difference is the library's.
+    bare.bare_call.argtypes = [u64, text, ctypes.POINTER(ctypes.c_size_t), out_type]
+    lib.mrtc_listener_count.argtypes = bare.bare_call.argtypes
     lib.mrtc_client_new.argtypes = [text, ctypes.POINTER(u64), out_type]
     lib.mrtc_session_open.argtypes = [u64, text, text, ctypes.POINTER(u64), out_type]
     lib.mrtc_session_info.argtypes = [u64, out_type]
@@ -82,7 +83,7 @@ def main(bare_path: str) -> None:
     count = ctypes.c_size_t()
     count_ref = ctypes.byref(count)
     ours = each(CALLS, lambda: lib.mrtc_listener_count(handle, None, count_ref, None))
-    row("Python: C call with a checked handle", 1, ours, each(CALLS, lambda: bare.bare_call(2)))
+    row("Python: C call with a checked handle", 1, ours, each(CALLS, lambda: bare.bare_call(2, None, count_ref, None)))
 
     def answer(function: Callable[..., int], *args: Any) -> Any:
         out = ctypes.c_void_p()

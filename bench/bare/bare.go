@@ -16,8 +16,13 @@ import "C"
 
 func main() {}
 
+// bare_call takes what mrtc_listener_count takes.
+//
 //export bare_call
-func bare_call(handle C.uint64_t) C.int32_t { return C.int32_t(handle & 1) }
+func bare_call(handle C.uint64_t, event *C.char, count *C.size_t, out **C.char) C.int32_t {
+	*count = C.size_t(handle)
+	return 0
+}
 
 //export bare_callbacks
 func bare_callbacks(fn C.listener, n C.int64_t) {
