@@ -89,6 +89,8 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 		answer(w, 200, map[string]any{"delayed_events": []any{}})
 	case last == "joined_members":
 		answer(w, 200, map[string]any{"joined": map[string]any{"@a:x": map[string]any{}, "@b:x": map[string]any{}}})
+	case r.Method == "GET" && strings.Contains(r.URL.Path, "/state/m.room.member/"):
+		answer(w, 200, map[string]string{"membership": "join"})
 	case r.Method == "PUT" && strings.Contains(r.URL.Path, "/state/"):
 		put := func() string { return f.put(user, parts[len(parts)-2], last, string(body)) }
 		ms := r.URL.Query().Get("org.matrix.msc4140.delay")
@@ -185,6 +187,7 @@ func (d *driver) wait(what string, ok func(Event) bool) Event {
 			if ok(e) {
 				return e
 			}
+			d.t.Logf("passed over %s: %v", e.Name, e.Data)
 		case <-expired:
 			d.t.Fatalf("no %s within 20 s", what)
 		}
