@@ -91,7 +91,7 @@ def test_watching_without_joining(synapse: Synapse, js_peer: Peers) -> None:
         wait_until(client, lambda: not session.memberships, what="leave of js-sdk")
         assert [(len(e.data["joined"]), len(e.data["left"])) for e in told["memberships_changed"]] == [(1, 0), (0, 1)]
         assert not session.info().joined
-        assert not peer.now()
+        peer.sees_gone(*who(peer.account))
 
 
 def test_a_killed_process_is_seen_to_leave(synapse: Synapse, js_peer: Peers) -> None:
