@@ -141,8 +141,9 @@ type task struct {
 	askedAt   time.Duration
 	timeoutAt time.Duration
 	notBefore time.Duration
-	failures  int // in a row: network errors, 5xx, other refusals
-	limits    int // in a row: 429
+	failures  int  // in a row: network errors, 5xx, other refusals
+	limits    int  // in a row: 429
+	network   bool // the pause is for a network error
 }
 
 func (t *task) failed() int { return t.failures + t.limits }
@@ -208,8 +209,12 @@ func (o *own) retryLater(now Time, t *task, e *wire.Error, limit time.Duration) 
 	if e.RetryAfter > 0 {
 		pause = min(e.RetryAfter, time.Hour) + time.Duration(o.set.random()*float64(o.retry))
 	}
-	t.notBefore = now.Boot + pause
+	t.notBefore, t.network = now.Boot+pause, e.Network
 	o.wake(t.notBefore)
+}
+
+func (o *own) tasks() []*task {
+	return []*task{&o.listing, &o.clearingTask, &o.scheduling, &o.restarting, &o.writing, &o.leavingTask, &o.discarding}
 }
 
 func (o *own) wake(at time.Duration) { o.wakeAt = min(o.wakeAt, at) }
@@ -274,8 +279,10 @@ func (o *own) begin(now Time, p JoinParams, s settings) {
 	o.membership = written{current: o.membership.current}
 	o.leave = leaving{}
 	o.lost, o.losses, o.listed, o.stale = false, 0, false, nil
-	for _, t := range []*task{&o.listing, &o.clearingTask, &o.scheduling, &o.restarting, &o.writing, &o.leavingTask} {
-		*t = task{}
+	for _, t := range o.tasks() {
+		if t != &o.discarding {
+			*t = task{}
+		}
 	}
 	o.setStatus(Connecting)
 	o.enter(now, clearing)

@@ -13,7 +13,10 @@ import (
 	"maunium.net/go/mautrix/id"
 )
 
-const never = time.Duration(math.MaxInt64)
+const (
+	never         = time.Duration(math.MaxInt64)
+	outageAtLeast = 5 * time.Second // without any sign of life of the server
+)
 
 // SetConfig is what a Set must know from the start.
 type SetConfig struct {
@@ -36,11 +39,12 @@ type Set struct {
 	pending                  map[uint64]func(Time, wire.Answer)
 	abandoned                []uint64 // local timeouts, oldest first: a late answer still counts
 
-	clock    serverClock
-	delayed  wire.DelayedEventsCapability
-	capTask  task
-	capKnown bool
-	capTries int
+	clock     serverClock
+	contactAt time.Duration // Boot: the last sign of life of the server
+	delayed   wire.DelayedEventsCapability
+	capTask   task
+	capKnown  bool
+	capTries  int
 }
 
 // NewSet makes the sessions of one device.
@@ -117,15 +121,20 @@ func (s *Set) Handle(now Time, in Input) (err error) {
 	}
 	switch in := in.(type) {
 	case RoomState:
+		s.contact(now)
 		s.roomState(now, in)
 	case RoomLeft:
 		s.roomLeft(now, in.Room)
 	case Response:
 		if done := s.pending[in.ID]; done != nil {
 			delete(s.pending, in.ID)
+			if e := in.Answer.Err; e == nil || !e.Network {
+				s.contact(now)
+			}
 			done(now, in.Answer)
 		}
 	case ServerDate:
+		s.contact(now)
 		s.clock.learn(now, in.UnixMS, 1500)
 	case Join:
 		command(in.Session, func(o *own) error { return o.start(now, in.Params) })
@@ -233,6 +242,27 @@ func (s *Set) tell(e Event) {
 		return
 	}
 	s.outputs = append(s.outputs, Output{Event: &e})
+}
+
+// contact notes a sign of life. The first after an outage ends the pauses that the outage caused,
+// spread over a moment, so that what is overdue does not wait for a long backoff to end.
+func (s *Set) contact(now Time) {
+	outage := now.Boot-s.contactAt > outageAtLeast
+	s.contactAt = now.Boot
+	if !outage {
+		return
+	}
+	for _, o := range s.sessions {
+		if o.phase == idle && len(o.discards) == 0 {
+			continue
+		}
+		for _, t := range o.tasks() {
+			if t.network && t.notBefore > now.Boot {
+				t.notBefore = min(t.notBefore, now.Boot+time.Duration(s.random()*float64(o.retry)))
+			}
+		}
+		s.timers.set(&o.timer, now.Boot)
+	}
 }
 
 func (s *Set) random() float64 { return s.cfg.Rand.Float64() }
