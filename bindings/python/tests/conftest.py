@@ -65,6 +65,8 @@ def homeserver() -> Iterator[str]:
     if given := os.environ.get("MRTC_TEST_SYNAPSE_URL"):
         yield given
         return
+    if not (TOP / "build" / "homeserver").exists():
+        pytest.fail("these tests want a homeserver: set MRTC_TEST_SYNAPSE_URL, or build build/homeserver")
     with subprocess.Popen([TOP / "build" / "homeserver"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process.stdout.readline().strip()

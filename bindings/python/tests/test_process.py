@@ -142,13 +142,18 @@ def test_a_wait_ends_when_the_time_is_over() -> None:
 
 def test_log_lines_reach_logging_only_when_asked_for(run: Run) -> None:
     script = (
-        "import sys, logging, matrixrtc\n"
-        "logging.basicConfig(level=logging.DEBUG, stream=sys.stdout, format='%(name)s %(message)s')\n"
+        "import sys, logging, threading, matrixrtc\n"
+        "logging.basicConfig(level=logging.DEBUG, stream=sys.stdout, format='%(name)s %(message)s %(fields)s')\n"
+        "logged = threading.Event()\n"
+        "logging.getLogger().handlers[0].addFilter(lambda r: logged.set() or True)\n"
         "if sys.argv[1] == 'on': matrixrtc.enable_logging(level=logging.DEBUG)\n"
         "c = matrixrtc.Client('http://127.0.0.1:9', access_token='sesame'); c.start()\n"
         "while c.next_event(10).data.get('state') != 'reconnecting': pass\n"
+        "if sys.argv[1] == 'on': assert logged.wait(10)\n"
         "matrixrtc.disable_logging()\n"
     )
-    assert run(script, "off").stdout == ""
-    heard = run(script, "on").stdout
-    assert "sesame" not in heard
+    quiet, heard = run(script, "off"), run(script, "on")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert (heard.returncode, heard.stderr) == (0, "")
+    assert heard.stdout.startswith("matrixrtc ")
+    assert "sesame" not in heard.stdout
