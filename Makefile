@@ -43,13 +43,13 @@ test: lint test-go test-e2e
 
 ## lint        gofmt, go vet, ruff, mypy
 lint: $(VENV)/.ready
-	@test -z "$$(gofmt -l capi core internal)" || { gofmt -l capi core internal; echo "gofmt: the files above need formatting"; exit 1; }
+	@unformatted=$$(git ls-files '*.go' | xargs gofmt -l); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet $(GOTAGS) ./...
 	$(VENV)/bin/ruff check bindings/python
 	cd bindings/python && $(CURDIR)/$(VENV)/bin/mypy --strict src
 
 test-go:
-	$(GO) test $(GOTAGS) -race ./core/... ./internal/...
+	$(GO) test $(GOTAGS) -race ./...
 
 test-e2e: $(LIB) $(VENV)/.ready $(JSPEER)
 	$(VENV)/bin/python -m pytest tests/e2e -q
