@@ -21,12 +21,15 @@
 #define MATRIXRTC_HPP
 
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 
 #include <matrixrtc.h>
@@ -114,12 +117,14 @@ public:
   using Function = std::function<void(const Event &)>;
 
   Listener() = default;
-  Listener(Listener &&other) noexcept : id_(std::exchange(other.id_, 0)), function_(std::move(other.function_)) {}
+  Listener(Listener &&other) noexcept
+      : id_(std::exchange(other.id_, 0)), key_(std::exchange(other.key_, 0)), entry_(std::move(other.entry_)) {}
   Listener &operator=(Listener &&other) noexcept {
     if (this != &other) {
       remove();
       id_ = std::exchange(other.id_, 0);
-      function_ = std::move(other.function_);
+      key_ = std::exchange(other.key_, 0);
+      entry_ = std::move(other.entry_);
     }
     return *this;
   }
@@ -129,32 +134,82 @@ public:
 
   // After this the function is not running and will not run again.
   void remove() noexcept {
-    if (id_ != 0)
-      mrtc_remove_listener(std::exchange(id_, 0), nullptr); // gone already where its client is
-    function_.reset();
+    if (!entry_)
+      return;
+    mrtc_remove_listener(id_, nullptr); // gone already where its client is, or after ONCE
+    Registry::get().forget(key_);
+    const auto entry = std::move(entry_);
+    const std::lock_guard<std::recursive_mutex> not_running(entry->mutex);
+    entry->removed = true;
   }
 
 private:
   friend class Emitter;
 
-  Listener(uint64_t handle, const char *event, Function function, uint32_t flags)
-      : function_(std::make_unique<Holder>(Holder{std::make_shared<Function>(std::move(function))})) {
-    detail::call(mrtc_add_listener, handle, event, &Listener::trampoline, static_cast<void *>(function_.get()), flags,
-                 &id_);
-  }
+  struct Entry {
+    explicit Entry(Function f) : function(std::move(f)) {}
 
-  struct Holder {
-    std::shared_ptr<Function> function;
+    std::recursive_mutex mutex; // held while the function runs, which may remove itself
+    Function function;
+    bool removed = false;
   };
 
+  // The library holds keys, not pointers: an event that is on its way when its listener goes
+  // (ONCE, or a client freed meanwhile by another thread) finds nothing.
+  class Registry {
+  public:
+    static Registry &get() {
+      static Registry *const registry = new Registry; // events may come until the process ends
+      return *registry;
+    }
+
+    std::uintptr_t add(std::shared_ptr<Entry> entry) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      entries_.emplace(++last_, std::move(entry));
+      return last_;
+    }
+
+    void forget(std::uintptr_t key) noexcept {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      entries_.erase(key);
+    }
+
+    std::shared_ptr<Entry> find(std::uintptr_t key) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto found = entries_.find(key);
+      return found == entries_.end() ? nullptr : found->second;
+    }
+
+  private:
+    std::mutex mutex_;
+    std::unordered_map<std::uintptr_t, std::shared_ptr<Entry>> entries_;
+    std::uintptr_t last_ = 0;
+  };
+
+  Listener(uint64_t handle, const char *event, Function function, uint32_t flags)
+      : entry_(std::make_shared<Entry>(std::move(function))) {
+    key_ = Registry::get().add(entry_);
+    try {
+      detail::call(mrtc_add_listener, handle, event, &Listener::trampoline, reinterpret_cast<void *>(key_), flags,
+                   &id_);
+    } catch (...) {
+      Registry::get().forget(key_);
+      throw;
+    }
+  }
+
   static void trampoline(uint64_t handle, const char *event, const char *json, size_t len, void *user_data) noexcept {
-    // Our own reference: a function that destroys its Listener goes on existing until it returns.
-    const std::shared_ptr<Function> function = static_cast<Holder *>(user_data)->function;
-    (*function)(Event{handle, event, std::string_view(json, len)});
+    const auto entry = Registry::get().find(reinterpret_cast<std::uintptr_t>(user_data));
+    if (!entry)
+      return;
+    const std::lock_guard<std::recursive_mutex> running(entry->mutex);
+    if (!entry->removed)
+      entry->function(Event{handle, event, std::string_view(json, len)});
   }
 
   mrtc_listener id_ = 0;
-  std::unique_ptr<Holder> function_;
+  std::uintptr_t key_ = 0;
+  std::shared_ptr<Entry> entry_;
 };
 
 // What clients and sessions have in common.

@@ -95,17 +95,24 @@ export function version(): string {
   return library().version;
 }
 
+/** Koffi takes numbers and buffers for pointers: only strings may get there. */
+function checkText(value: Argument): void {
+  if (value === null) return;
+  if (typeof value !== 'string') throw new TypeError(`expected a string, got ${typeof value}`);
+  // A C string ends at a NUL: what stands behind one would be lost silently.
+  if (value.includes('\0')) {
+    throw new MatrixRTCError({
+      status: 'MRTC_ERR_INVALID_ARGUMENT',
+      message: 'expected a string without NUL characters',
+    });
+  }
+}
+
 /** Calls a function and throws its error; its result, decoded, undefined after a timeout. */
 export function call(name: FunctionName, ...args: Argument[]): unknown {
-  for (const arg of args) {
-    // A C string ends at a NUL: what stands behind one would be lost silently.
-    if (typeof arg === 'string' && arg.includes('\0')) {
-      throw new MatrixRTCError({
-        status: 'MRTC_ERR_INVALID_ARGUMENT',
-        message: 'expected a string without NUL characters',
-      });
-    }
-  }
+  SIGNATURES[name].forEach((type, i) => {
+    if (type === TEXT) checkText(args[i] ?? null);
+  });
   const out: [string | null] = [null];
   const status = library().functions[name](...args, out);
   const [text] = out;

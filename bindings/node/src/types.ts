@@ -159,7 +159,7 @@ interface Fields {
   delay_id_changed: { delay_id: string | null };
   membership_manager_error: { message: string; recoverable: boolean; errcode?: string; http_status?: number };
   membership_lost: { reason: string };
-  rejoined: unknown;
+  rejoined: Record<never, never>;
   left: { sent: boolean; reason: string };
   session_started: { slot_id: string; call_id: string };
   session_ended: { slot_id: string; call_id: string };
