@@ -36,7 +36,7 @@ def run(*command: object, cwd: pathlib.Path = ROOT, **env: str) -> str:
 
 
 def figures(*command: object, **env: str) -> list[Row]:
-    return [json.loads(line) for line in run(*command, **env).splitlines()]
+    return [json.loads(line) for line in run(*command, cwd=ROOT, **env).splitlines()]
 
 
 def add(
