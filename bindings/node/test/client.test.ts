@@ -5,7 +5,7 @@ import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { readdirSync } from 'node:fs';
 import { afterEach, test } from 'node:test';
-import { Client, MatrixRTCError, version, type EventOf, type JoinParams } from '../src/index.js';
+import { Client, MatrixRTCError, version, type EventOf, type JoinParams, type JSONObject } from '../src/index.js';
 
 const ROOM = '!room:example.org';
 const FOCI: JoinParams = { foci_preferred: [{ type: 'livekit', livekit_service_url: 'https://sfu.example.org' }] };
@@ -161,13 +161,18 @@ test('host-driven: requests are handed out and take their answers', async () => 
   const methods: string[] = [];
   client.on('request', ({ id, kind, http }) => {
     methods.push(`${http.method} ${kind}`);
-    const delayed = http.query?.['org.matrix.msc4140.delay'] !== undefined;
-    client.respond({ id, status: 200, body: delayed ? { delay_id: 'delay' } : { event_id: '$ours' } });
+    const answers: { [kind: string]: JSONObject } = {
+      get_capabilities: { capabilities: {} },
+      list_delayed: { delayed_events: [] },
+      schedule_delayed: { delay_id: 'delay' },
+      send_state: { event_id: '$ours' },
+    };
+    client.respond({ id, status: 200, body: answers[kind] ?? {} });
   });
   session.join(FOCI);
   const signal = AbortSignal.timeout(5000);
   while (session.info().status !== 'Connected') await once(session, 'status_changed', { signal });
-  assert.ok(methods.some((m) => m.startsWith('PUT')), methods.join());
+  assert.ok(methods.includes('PUT send_state'), methods.join());
   assert.equal(typeof client.advance({ boot_ms: boot + 1 }), 'number');
   client.free();
 });
