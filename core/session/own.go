@@ -103,6 +103,7 @@ type written struct {
 	refresh   bool // as dirty, but the switch must be restarted first
 	uncertain bool // a write went unanswered and may yet stand
 
+	before  id.EventID    // our event before the last loss
 	seen    []id.EventID  // own-key events seen while a write was in flight
 	current ownState      // the own-key event that the sync showed last
 	foreign time.Duration // Boot: when current, not ours, counts as a loss unless our echo comes; 0: no
@@ -607,14 +608,14 @@ func (o *own) write(now Time) {
 		}
 		m.eventID, m.at, m.askedTS, m.uncertain = a.EventID, now.Boot, server, false
 		// A server answers a write that changes nothing with the event that stands there already.
-		m.echoed = m.current.eventID == a.EventID || contains(m.seen, a.EventID)
+		m.echoed = a.EventID == m.current.eventID || a.EventID == m.before || contains(m.seen, a.EventID)
 		if first {
 			m.joinedTS = o.set.serverTime(now)
 		}
 		m.created = !first
 		m.expiresTS = m.joinedTS + b.ExpiresMS
 		o.present(now)
-		if m.echoed {
+		if m.echoed || len(m.seen) > 0 {
 			o.noticeState(now)
 		}
 	})
@@ -683,7 +684,7 @@ func (o *own) refused(now Time, e *wire.Error) {
 // lose is called when the server no longer has our membership. We go back in.
 func (o *own) lose(now Time, reason string) {
 	m := &o.membership
-	*m = written{current: m.current}
+	*m = written{current: m.current, before: m.eventID}
 	o.writing = task{}
 	o.lost = true
 	o.losses++
