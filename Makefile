@@ -11,7 +11,7 @@ NODE_UP := bindings/node/node_modules/.package-lock.json
 GOTAGS  := -tags=goolm
 GOFILES := $(shell find core capi -name '*.go' -o -name '*.c' -o -name '*.h' -o -name '*.map') include/matrixrtc.h go.mod go.sum
 
-.PHONY: all help lib test test-fast test-go test-c test-python test-node test-e2e lint clean
+.PHONY: all help lib test test-fast test-go test-python test-e2e bench lint clean
 
 all: lib
 
@@ -39,7 +39,7 @@ test-fast:
 	$(GO) test $(GOTAGS) ./core/...
 
 ## test        every test, on a real Synapse with a real matrix-js-sdk peer
-test: lint test-go test-e2e
+test: lint test-go test-python test-e2e
 
 ## lint        gofmt, go vet, ruff, mypy
 lint: $(VENV)/.ready
@@ -53,6 +53,13 @@ test-go:
 
 test-e2e: $(LIB) $(VENV)/.ready $(JSPEER)
 	$(VENV)/bin/python -m pytest tests/e2e -q
+
+test-python: $(LIB) $(VENV)/.ready
+	$(VENV)/bin/python tests/e2e/with_synapse.py $(VENV)/bin/python -m pytest -q -c bindings/python/pyproject.toml bindings/python/tests
+
+## bench       speed and memory, beside matrix-js-sdk; writes build/bench.json
+bench: $(LIB) $(VENV)/.ready $(JSPEER)
+	$(VENV)/bin/python bench/bench.py
 
 clean:
 	rm -rf build
