@@ -1,6 +1,7 @@
 // One device of one Matrix account, and the way of its events into Node's event loop.
 
 import { Socket } from 'node:net';
+import { MatrixRTCError } from './errors.js';
 import { call, encode } from './library.js';
 import { Session } from './session.js';
 import { EventSource } from './source.js';
@@ -65,6 +66,9 @@ export class Client extends EventSource {
       if (mode === 'managed' && (state === 'started' || state === 'stopping')) {
         await this.#stopped(timeoutMs);
       }
+    } catch (error) {
+      // There is nothing left to stop.
+      if (!(error instanceof MatrixRTCError && error.status === 'MRTC_ERR_CLIENT_FAILED')) throw error;
     } finally {
       this.free();
     }

@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { after, before, test } from 'node:test';
 import { Client, MatrixRTCError, type MatrixRTCEvent, type Session, type Transport } from '../src/index.js';
 import { Homeserver, type Account } from './homeserver.js';
-import { checkEvent, checkShape } from './schema.js';
+import { applied, checkEvent, checkShape, known } from './schema.js';
 
 const SFU: Transport = { type: 'livekit', livekit_service_url: 'https://sfu.example.org' };
 const PATIENCE = 15_000;
@@ -63,9 +63,10 @@ test('two clients see each other come, update and leave', async () => {
   assert.equal(change.updated[0]?.after.intent, 'video');
 
   assert.equal(ours.info().joined, true);
-  for (const m of ours.memberships) checkShape('membership', m);
-  checkShape('session_info', ours.info());
-  checkShape('client_info', a.info());
+  checkShape('result.session_memberships', { memberships: ours.memberships });
+  checkShape('result.session_info', ours.info());
+  checkShape('result.client_info', a.info());
+  checkShape('result.client_sessions', { sessions: a.sessions() });
   assert.deepEqual(
     a.sessions().map((c) => [c.room_id, c.member_count]),
     [[roomId, 2]],
@@ -108,7 +109,7 @@ test('closing a client leaves the call', async () => {
 });
 
 test('a token that the homeserver does not know is told, once', async () => {
-  const client = new Client({ homeserver_url: server.url, access_token: 'wrong' });
+  await using client = new Client({ homeserver_url: server.url, access_token: 'wrong' });
   client.start();
   let event: MatrixRTCEvent | undefined;
   for await (event of client) if (event.event === 'sync_state' && event.state === 'error') break;
@@ -116,7 +117,6 @@ test('a token that the homeserver does not know is told, once', async () => {
   assert.equal(event.error?.errcode, 'M_UNKNOWN_TOKEN');
   assert.equal(client.info().last_error?.status, 'MRTC_ERR_HOMESERVER');
   checkEvent(event);
-  await client.close();
 });
 
 test('leaving what was not joined is refused', async () => {
@@ -125,4 +125,10 @@ test('leaving what was not joined is refused', async () => {
   const session = client.session(await server.room(alice));
   await assert.rejects(session.leave(), (e) => e instanceof MatrixRTCError && e.status === 'MRTC_ERR_INVALID_STATE');
   assert.equal(session.listenerCount('left'), 0);
+});
+
+test('the schemas were applied', { skip: known === 0 && 'there are none' }, () => {
+  for (const name of ['event.memberships_changed', 'event.left', 'event.sync_state', 'result.session_info']) {
+    assert.ok(applied.has(name), `schema/${name}.json`);
+  }
 });

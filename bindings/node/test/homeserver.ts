@@ -1,6 +1,8 @@
-// The embedded homeserver (build/homeserver) with users and a room, for tests.
+// The embedded homeserver (build/homeserver), or the one of MRTC_TEST_SYNAPSE_URL, with users and a
+// room, for tests.
 
 import { spawn, type ChildProcess } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
@@ -14,13 +16,14 @@ export interface Account {
 }
 
 export class Homeserver {
-  #requests = 0;
   private constructor(
     readonly url: string,
-    private readonly process: ChildProcess,
+    private readonly process?: ChildProcess,
   ) {}
 
   static async start(): Promise<Homeserver> {
+    const running = process.env['MRTC_TEST_SYNAPSE_URL'];
+    if (running) return new Homeserver(running);
     const child = spawn(BINARY, ['-listen', '127.0.0.1:0'], { stdio: ['ignore', 'pipe', 'inherit'] });
     const lines = createInterface({ input: child.stdout });
     const [url] = (await once(lines, 'line', { signal: AbortSignal.timeout(10_000) })) as [string];
@@ -28,6 +31,7 @@ export class Homeserver {
   }
 
   async stop(): Promise<void> {
+    if (!this.process) return;
     const gone = once(this.process, 'exit');
     this.process.kill();
     await gone;
@@ -46,7 +50,7 @@ export class Homeserver {
   }
 
   async register(): Promise<Account> {
-    const username = `user${++this.#requests}`;
+    const username = `node-${randomUUID()}`;
     const auth = { type: 'm.login.dummy' };
     return (await this.request('POST', '/register', { username, password: 'secret', auth })) as unknown as Account;
   }
