@@ -578,9 +578,14 @@ func (o *own) write(now Time) {
 		Transports:      o.transports,
 		ExpiresMS:       o.expiry.Milliseconds(),
 	}
-	if !first {
+	switch {
+	case !first:
 		b.CreatedTS = m.joinedTS
 		b.ExpiresMS += max(server-m.joinedTS, 0)
+	case o.lost:
+		// Written, so that the content differs from what stood there: servers drop a write that
+		// changes nothing, and peers overlook a leave and a rejoin with equal content.
+		b.CreatedTS = server
 	}
 	asked := o.ask(now, &o.writing, wire.Request{
 		Kind: wire.SendState, Type: wire.TypeStateMember, StateKey: o.stateKey, Content: wire.BuildStateMember(b),
@@ -609,10 +614,13 @@ func (o *own) write(now Time) {
 		m.eventID, m.at, m.askedTS, m.uncertain = a.EventID, now.Boot, server, false
 		// A server answers a write that changes nothing with the event that stands there already.
 		m.echoed = a.EventID == m.current.eventID || a.EventID == m.before || contains(m.seen, a.EventID)
-		if first {
+		m.created = b.CreatedTS != 0
+		switch {
+		case first && m.created:
+			m.joinedTS = b.CreatedTS
+		case first:
 			m.joinedTS = o.set.serverTime(now)
 		}
-		m.created = !first
 		m.expiresTS = m.joinedTS + b.ExpiresMS
 		o.present(now)
 		if m.echoed || len(m.seen) > 0 {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 from jspeer import JsPeer
 from ours import TRANSPORT, Told, client_of, wait_until
 from synapse_runner import Account, Synapse
@@ -50,7 +49,6 @@ def test_an_outage_within_the_delay_loses_nobody(own_synapse: Synapse, js_peer: 
         assert peer.sees(*me)["created_ts"] == joined_ts, "the same membership goes on"
 
 
-@pytest.mark.xfail(reason="under load js-sdk sometimes keeps the old membership; under investigation", strict=False)
 def test_an_outage_beyond_the_delay_is_noticed_and_mended(own_synapse: Synapse, js_peer: Peers) -> None:
     ours, peer = own_synapse.register("ours"), js_peer(own_synapse.register("js"))
     me = (ours.user_id, ours.device_id)
