@@ -4,6 +4,7 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 
@@ -24,6 +25,7 @@ export class Homeserver {
   static async start(): Promise<Homeserver> {
     const running = process.env['MRTC_TEST_SYNAPSE_URL'];
     if (running) return new Homeserver(running);
+    if (!existsSync(BINARY)) throw new Error(`${BINARY} is missing: run make homeserver`);
     const child = spawn(BINARY, ['-listen', '127.0.0.1:0'], { stdio: ['ignore', 'pipe', 'inherit'] });
     const lines = createInterface({ input: child.stdout });
     const [url] = (await once(lines, 'line', { signal: AbortSignal.timeout(10_000) })) as [string];
