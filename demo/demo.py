@@ -259,6 +259,7 @@ class Call:
         if code != 0:
             raise Failure(f"{participant.name} ended with {code} instead of 0{participant.complaint()}")
         participant.status, participant.sees = "left", set()
+        self.screen.show(self.table())
 
 
 @contextmanager
@@ -316,12 +317,12 @@ def play(screen: Screen, server: Homeserver, build: pathlib.Path, cleanup: ExitS
 
     node.process.kill()
     screen.line("demo", "node was killed (SIGKILL): nobody can say goodbye for it", "1;31")
-    took = call.until_seen(f"node is gone for {call.names({p.user['user_id'] for p in rest})}", rest, rest, LEAVE_DELAY + SLACK)
+    took = call.until_seen("node is gone for the others", rest, by=rest, timeout=LEAVE_DELAY + SLACK)
     screen.line("demo", f"node's delayed leave ({LEAVE_DELAY:.0f} s) removed it, {took:.1f} s after the kill", "1;32")
 
     call.leave(python)
     call.until_seen("python is gone for c++", [cpp], by=[cpp])
-    screen.line("demo", "python left, c++ saw it at once", "1;32")
+    screen.line("demo", "python left, and c++ saw it leave", "1;32")
 
     call.leave(cpp)
     if ghosts := server.call_members(room_id, users[0]):
