@@ -3,6 +3,7 @@ package wire
 import (
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"strings"
 	"time"
 
@@ -31,6 +32,14 @@ const (
 	maxIDLength   = 255
 	maxTransports = 32
 	maxDepth      = 64 // of what a stranger's event nests
+)
+
+// What a membership of ours may be: what is larger is refused by homeservers, for ever, and what is
+// longer or deeper is not read by others, nor by ourselves.
+const (
+	MaxOwnContent = 48 << 10 // bytes of the whole event's content
+	MaxOwnText    = maxIDLength
+	MaxOwnDepth   = maxDepth / 2
 )
 
 // IsStateMember says whether an event type is one of the state generation's.
@@ -99,22 +108,21 @@ func ownsStateKey(stateKey string, sender id.UserID) bool {
 // left (or speaks the extinct format of MSC3401). maxExpiry bounds how long after its event a
 // membership may count.
 func ParseStateMember(ev Event, roomVersion string, maxExpiry time.Duration) (*Membership, string) {
-	if !json.Valid(ev.Content) || deeperThan(ev.Content, maxDepth) {
+	if !ValidJSON(ev.Content, maxDepth) {
 		return nil, "content: expected a JSON object"
 	}
 	content := gjson.ParseBytes(ev.Content)
 	if !content.IsObject() {
 		return nil, "content: expected a JSON object"
 	}
-	fields := map[string]gjson.Result{}
-	content.ForEach(func(k, v gjson.Result) bool { fields[k.Str] = v; return true })
-	if len(fields) == 0 || fields["memberships"].Exists() {
+	p := fieldReader{fields: make([]field, 0, 12)}
+	content.ForEach(func(k, v gjson.Result) bool { p.fields = append(p.fields, field{k.Str, v}); return true })
+	if _, extinct := p.get("memberships"); extinct || len(p.fields) == 0 {
 		return nil, ""
 	}
 	if !ownsStateKey(ev.StateKey, ev.Sender) {
 		return nil, "state_key: does not belong to the sender"
 	}
-	p := fieldReader{fields: fields}
 	device := p.text("device_id", true)
 	callID := p.text("call_id", true)
 	application := p.text("application", true)
@@ -122,9 +130,9 @@ func ParseStateMember(ev Event, roomVersion string, maxExpiry time.Duration) (*M
 		UserID: ev.Sender, DeviceID: id.DeviceID(device), Application: application,
 		Dialect: DialectState, EventID: ev.EventID, StateKey: ev.StateKey, OriginServerTS: ev.OriginServerTS,
 		Scope: p.text("scope", false), Intent: p.text("m.call.intent", false),
-		MemberID: p.text("membershipID", false),
+		MemberID: p.text("membershipID", false), Transports: []json.RawMessage{},
 	}
-	switch focus, ok := fields["focus_active"]; {
+	switch focus, ok := p.get("focus_active"); {
 	case !ok || !focus.IsObject():
 		p.refuse("focus_active: expected an object")
 	case focus.Get("type").Type != gjson.String:
@@ -132,7 +140,7 @@ func ParseStateMember(ev Event, roomVersion string, maxExpiry time.Duration) (*M
 	default:
 		m.FocusSelection = strings.Clone(focus.Get("focus_selection").Str)
 	}
-	if foci, ok := fields["foci_preferred"]; ok {
+	if foci, ok := p.get("foci_preferred"); ok {
 		if !foci.IsArray() {
 			p.refuse("foci_preferred: expected an array")
 		}
@@ -155,7 +163,7 @@ func ParseStateMember(ev Event, roomVersion string, maxExpiry time.Duration) (*M
 		}
 	}
 	if p.reason != "" {
-		return nil, p.reason
+		return nil, strings.Clone(p.reason) // a copy keeps the fields on the stack
 	}
 	m.CallID = CallID(m.SlotID)
 	if m.MemberID == "" {
@@ -164,9 +172,9 @@ func ParseStateMember(ev Event, roomVersion string, maxExpiry time.Duration) (*M
 	m.JoinedTS = min(max(created, 0), ev.OriginServerTS)
 	m.ExpiresTS = min(m.JoinedTS+max(expires, 0), ev.OriginServerTS+maxExpiry.Milliseconds())
 	m.ApplicationData = map[string]json.RawMessage{}
-	for name, v := range fields {
-		if !reserved[name] {
-			m.ApplicationData[name] = json.RawMessage(strings.Clone(v.Raw))
+	for _, f := range p.fields {
+		if !reserved[f.name] {
+			m.ApplicationData[strings.Clone(f.name)] = json.RawMessage(strings.Clone(f.value.Raw))
 		}
 	}
 	return m, ""
@@ -182,8 +190,33 @@ func slotOf(application, callID string) (slotID, reason string) {
 
 // fieldReader reads typed fields and keeps the first reason to refuse them.
 type fieldReader struct {
-	fields map[string]gjson.Result
+	fields []field
 	reason string
+}
+
+type field struct {
+	name  string
+	value gjson.Result
+}
+
+// fieldsAt are the fields at some paths.
+func fieldsAt(root gjson.Result, paths ...string) (p fieldReader) {
+	for _, path := range paths {
+		if v := root.Get(path); v.Exists() {
+			p.fields = append(p.fields, field{path, v})
+		}
+	}
+	return p
+}
+
+// get is the last field of that name, as JSON readers have it.
+func (p *fieldReader) get(name string) (gjson.Result, bool) {
+	for i := len(p.fields) - 1; i >= 0; i-- {
+		if p.fields[i].name == name {
+			return p.fields[i].value, true
+		}
+	}
+	return gjson.Result{}, false
 }
 
 func (p *fieldReader) refuse(reason string) {
@@ -193,7 +226,7 @@ func (p *fieldReader) refuse(reason string) {
 }
 
 func (p *fieldReader) text(name string, required bool) string {
-	v, ok := p.fields[name]
+	v, ok := p.get(name)
 	if !ok && !required {
 		return ""
 	}
@@ -210,7 +243,7 @@ func (p *fieldReader) text(name string, required bool) string {
 
 // integer reads a number that a stranger wrote: a whole one below 2^53, or nothing.
 func (p *fieldReader) integer(name string, absent int64) int64 {
-	v, ok := p.fields[name]
+	v, ok := p.get(name)
 	if !ok {
 		return absent
 	}
@@ -236,27 +269,6 @@ func kindOf(v gjson.Result, exists bool) string {
 			gjson.String: "a string", gjson.Number: "a number", gjson.Null: "null", gjson.True: "true", gjson.False: "false",
 		}[v.Type]
 	}
-}
-
-// deeperThan says whether valid JSON nests deeper than limit.
-func deeperThan(raw []byte, limit int) bool {
-	depth, inString := 0, false
-	for i := 0; i < len(raw); i++ {
-		switch c := raw[i]; {
-		case inString && c == '\\':
-			i++
-		case c == '"':
-			inString = !inString
-		case inString:
-		case c == '{' || c == '[':
-			if depth++; depth > limit {
-				return true
-			}
-		case c == '}' || c == ']':
-			depth--
-		}
-	}
-	return false
 }
 
 // StateMember describes the membership event to write.
@@ -305,21 +317,30 @@ func BuildStateMember(b StateMember) json.RawMessage {
 	return raw
 }
 
-// OwnTransport checks a transport that the host names as ours. A LiveKit one without an alias
-// gets the room id, as Element Call writes it.
+// TransportError is a transport that cannot be ours; Field is empty where it is none at all.
+type TransportError struct{ Field, Message string }
+
+func (e *TransportError) Error() string { return strings.TrimPrefix(e.Field+": "+e.Message, ": ") }
+
+// OwnTransport checks a transport that the host names as ours: the error is a *TransportError. A
+// LiveKit one without an alias gets the room id, as Element Call writes it.
 func OwnTransport(raw json.RawMessage, roomID string) (json.RawMessage, error) {
 	t := gjson.ParseBytes(raw)
-	if !json.Valid(raw) || !t.IsObject() {
-		return nil, fmt.Errorf("expected an object")
+	if !ValidJSON(raw, MaxOwnDepth) || !t.IsObject() {
+		return nil, &TransportError{"", "expected an object"}
 	}
 	if t.Get("type").Type != gjson.String || t.Get("type").Str == "" {
-		return nil, fmt.Errorf("type: expected a string")
+		return nil, &TransportError{"type", "expected a string"}
 	}
 	if t.Get("type").Str != "livekit" {
 		return raw, nil
 	}
-	if u := t.Get("livekit_service_url"); u.Type != gjson.String || u.Str == "" {
-		return nil, fmt.Errorf("livekit_service_url: expected a string")
+	service := t.Get("livekit_service_url")
+	if service.Type != gjson.String {
+		return nil, &TransportError{"livekit_service_url", "expected a string"}
+	}
+	if u, err := url.Parse(service.Str); err != nil || u.Scheme == "" || u.Host == "" {
+		return nil, &TransportError{"livekit_service_url", fmt.Sprintf("expected an https URL, got %q", service.Str)}
 	}
 	if t.Get("livekit_alias").Exists() {
 		return raw, nil
@@ -335,6 +356,3 @@ func OwnTransport(raw json.RawMessage, roomID string) (json.RawMessage, error) {
 	fields["livekit_alias"] = alias
 	return json.Marshal(fields)
 }
-
-// SFUIdentity is the participant identity of a member on its SFU (MSC4195).
-func (m *Membership) SFUIdentity() string { return string(m.UserID) + ":" + string(m.DeviceID) }
