@@ -28,22 +28,60 @@ type Input interface{ input() }
 // they are the whole state that calls need (call members, room members, create, encryption), so
 // whatever is not among them is gone. Complete says that the room's state has arrived in full,
 // with this or before. Gap says that changes of room members may be missing (a limited timeline
-// with lazy loading), so they are asked for again.
+// with lazy loading), so they are asked for again. Malformed are members' events that cannot be
+// read at all, for the debug snapshot.
 type RoomState struct {
-	Room     id.RoomID
-	Events   []wire.Event
-	Reset    bool
-	Complete bool
-	Gap      bool
+	Room      id.RoomID
+	Events    []wire.Event
+	Reset     bool
+	Complete  bool
+	Gap       bool
+	Malformed []RefusedMember
 }
 
 // RoomLeft says that our user is no longer joined to the room.
 type RoomLeft struct{ Room id.RoomID }
 
+// Synced says how a sync of the host went: without Err, that it has told of all its rooms. Final
+// means that nothing more is tried.
+type Synced struct {
+	Err   *wire.Error
+	Final bool
+}
+
 // Response answers a Request by its ID.
 type Response struct {
 	ID     uint64
 	Answer wire.Answer
+}
+
+// Delivered answers an EncryptAndSendToDevice request, in as many portions as its driver likes.
+// Devices that none has named when the Last one comes were not reached.
+type Delivered struct {
+	Request    uint64
+	Deliveries []wire.Delivery
+	Last       bool
+}
+
+// ToDevice is a to-device message after its decryption, with the facts of it.
+type ToDevice struct {
+	Type         string
+	Sender       id.UserID
+	SenderDevice id.DeviceID // of the Olm session; empty if not known
+	SenderKey    string      // curve25519
+	Encrypted    bool        // it came encrypted with Olm
+	CrossSigned  bool        // the device is signed by its owner (MSC4153)
+	Content      json.RawMessage
+}
+
+// Timeline is a room event that calls may care about, after its decryption, with the facts of that
+// where they are known. One that came in clear counts only in a room that is not encrypted.
+type Timeline struct {
+	Room         id.RoomID
+	Event        wire.Event
+	Clear        bool
+	SenderDevice id.DeviceID // of the Megolm session; empty if not known
+	CrossSigned  bool        // with SenderDevice: it is signed by its owner
 }
 
 // ServerDate is the homeserver's clock, from a Date header, in Unix ms.
@@ -60,6 +98,13 @@ type Join struct {
 
 // Leave asks a session to leave. It is answered at once; the outcome is the event "left".
 type Leave struct{ Session uint64 }
+
+// DelegateLeave has the delayed leave of our membership handed over to the authorisation service of
+// the SFU that we publish to while we are connected there (MSC4195), or kept by ourselves.
+type DelegateLeave struct {
+	Session  uint64
+	Delegate bool
+}
 
 // UpdateIntent changes the call intent of our membership ("" removes it).
 type UpdateIntent struct {
@@ -78,11 +123,16 @@ type Recheck struct{ Session uint64 }
 
 func (RoomState) input()             {}
 func (RoomLeft) input()              {}
+func (Synced) input()                {}
 func (Response) input()              {}
+func (Delivered) input()             {}
+func (ToDevice) input()              {}
+func (Timeline) input()              {}
 func (ServerDate) input()            {}
 func (Tick) input()                  {}
 func (Join) input()                  {}
 func (Leave) input()                 {}
+func (DelegateLeave) input()         {}
 func (UpdateIntent) input()          {}
 func (UpdateApplicationData) input() {}
 func (Recheck) input()               {}

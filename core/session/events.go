@@ -11,17 +11,26 @@ import (
 // The names of the events. Their payloads are the types below; the JSON tags are the contract
 // with the host.
 const (
-	EventMembershipsChanged     = "memberships_changed"
-	EventJoinStateChanged       = "join_state_changed"
-	EventStatusChanged          = "status_changed"
-	EventProbablyLeft           = "probably_left"
-	EventDelayIDChanged         = "delay_id_changed"
-	EventMembershipManagerError = "membership_manager_error"
-	EventMembershipLost         = "membership_lost"
-	EventRejoined               = "rejoined"
-	EventLeft                   = "left"
-	EventSessionStarted         = "session_started"
-	EventSessionEnded           = "session_ended"
+	EventMembershipsChanged           = "memberships_changed"
+	EventJoinStateChanged             = "join_state_changed"
+	EventStatusChanged                = "status_changed"
+	EventProbablyLeft                 = "probably_left"
+	EventDelayIDChanged               = "delay_id_changed"
+	EventMembershipManagerError       = "membership_manager_error"
+	EventMembershipLost               = "membership_lost"
+	EventRejoined                     = "rejoined"
+	EventLeft                         = "left"
+	EventEncryptionKeyChanged         = "encryption_key_changed"
+	EventEncryptionKeyMissing         = "encryption_key_missing"
+	EventEncryptionKeyUndelivered     = "encryption_key_undelivered"
+	EventKeyRotationSuppressedChanged = "key_rotation_suppressed_changed"
+	EventTransportsChanged            = "transports_changed"
+	EventSFUsChanged                  = "sfus_changed"
+	EventSFUTokenRefreshed            = "sfu_token_refreshed"
+	EventSFUFailed                    = "sfu_failed"
+	EventLeaveDelegated               = "leave_delegated_changed"
+	EventSessionStarted               = "session_started"
+	EventSessionEnded                 = "session_ended"
 )
 
 // Status is where our own membership stands, as the server knows it.
@@ -121,6 +130,110 @@ type Left struct {
 	Reason string `json:"reason"`
 }
 
+// MediaKey is a key of one participant's media. A key of our own is told twice: when it is made,
+// and with InUse when frames are to be encrypted with it. Keys of others are in use as they come.
+type MediaKey struct {
+	UserID      id.UserID   `json:"user_id"`
+	DeviceID    id.DeviceID `json:"device_id"`
+	MemberID    string      `json:"member_id"`
+	SFUIdentity string      `json:"sfu_identity"`
+	Index       int         `json:"index"`
+	Key         Secret      `json:"key"` // unpadded base64
+	Own         bool        `json:"own"`
+	InUse       bool        `json:"in_use"`
+	Fingerprint string      `json:"fingerprint"` // the first 8 hex digits of the key's SHA-256
+}
+
+// KeyMissing says that a member has been here for some time and none of its keys has come, or,
+// with Missing false, that one came after all.
+type KeyMissing struct {
+	UserID   id.UserID   `json:"user_id"`
+	DeviceID id.DeviceID `json:"device_id"`
+	MemberID string      `json:"member_id"`
+	Missing  bool        `json:"missing"`
+}
+
+// KeyUndelivered says that our key did not reach a device, and why; it is tried again. Delivered
+// ends it.
+type KeyUndelivered struct {
+	UserID    id.UserID   `json:"user_id"`
+	DeviceID  id.DeviceID `json:"device_id"`
+	MemberID  string      `json:"member_id"`
+	Index     int         `json:"index"`
+	Reason    string      `json:"reason,omitempty"`
+	Delivered bool        `json:"delivered"`
+}
+
+// KeyRotationSuppressedChanged says whether so many are in the call that keys are not rotated.
+type KeyRotationSuppressedChanged struct {
+	Suppressed bool `json:"suppressed"`
+}
+
+// SFU is a place where the media of a call is.
+type SFU struct {
+	ServiceURL string      `json:"service_url"`
+	Publish    bool        `json:"publish"` // ours goes there
+	Trusted    bool        `json:"trusted"`
+	Reason     string      `json:"reason,omitempty"` // why not
+	Members    []SFUMember `json:"members,omitzero"` // who publishes there; only where asked for
+}
+
+// SFUMember is somebody who publishes on an SFU.
+type SFUMember struct {
+	UserID      id.UserID   `json:"user_id"`
+	DeviceID    id.DeviceID `json:"device_id"`
+	MemberID    string      `json:"member_id"`
+	SFUIdentity string      `json:"sfu_identity"`
+}
+
+// SFUsChanged carries what changed in where a client must connect. Publish tells that our media
+// moves, as when the oldest member leaves.
+type SFUsChanged struct {
+	Added   []SFU    `json:"added"`
+	Removed []string `json:"removed"`
+	Updated []SFU    `json:"updated"` // we have come to trust it, or no longer do
+	Publish *SFUMove `json:"publish,omitempty"`
+	Ignored int      `json:"ignored"` // named by members beyond those that are looked at
+}
+
+// SFUMove is from where to where; null is nowhere.
+type SFUMove struct {
+	From *string `json:"from"`
+	To   *string `json:"to"`
+}
+
+// SFUToken lets one enter an SFU.
+type SFUToken struct {
+	ServiceURL string `json:"service_url"`
+	URL        string `json:"url"` // ws or wss, of the SFU
+	JWT        Secret `json:"jwt"`
+	Identity   string `json:"identity"`
+	Room       string `json:"room"` // the name of the LiveKit room
+	ExpiresTS  int64  `json:"expires_ts"`
+	Generation string `json:"generation"`
+}
+
+// SFUFailed says that an SFU could not be entered, and why. It is tried again after RetryInMS, if
+// that is not 0.
+type SFUFailed struct {
+	ServiceURL string `json:"service_url"`
+	Reason     string `json:"reason"`
+	Message    string `json:"message"`
+	RetryInMS  int64  `json:"retry_in_ms"`
+}
+
+// TransportsChanged tells what the homeserver offers by now.
+type TransportsChanged struct {
+	Transports []json.RawMessage `json:"transports"`
+}
+
+// LeaveDelegated says who keeps our delayed leave alive: the authorisation service of the SFU, or,
+// with Delegated false, we ourselves; Reason is why, where that is not of our choice.
+type LeaveDelegated struct {
+	Delegated bool   `json:"delegated"`
+	Reason    string `json:"reason,omitempty"`
+}
+
 // CallChanged is a call that started or ended in a room, opened by the host or not.
 type CallChanged struct {
 	SlotID string `json:"slot_id"`
@@ -138,29 +251,41 @@ type RoomCall struct {
 
 // Info is what is true of a session now.
 type Info struct {
-	RoomID           id.RoomID       `json:"room_id"`
-	CallID           *string         `json:"call_id"`
-	SlotID           string          `json:"slot_id"`
-	Joined           bool            `json:"joined"`
-	Status           Status          `json:"status"`
-	ProbablyLeft     bool            `json:"probably_left"`
-	DelayID          *Secret         `json:"delay_id"`
-	OwnMembership    *Member         `json:"own_membership"`
-	OldestMembership *Member         `json:"oldest_membership"`
-	ActiveTransport  json.RawMessage `json:"active_transport"`
-	ConsensusIntent  *string         `json:"consensus_intent"`
-	RoomVersion      string          `json:"room_version"`
-	Encrypted        bool            `json:"encrypted"`
-	MemberCount      int             `json:"member_count"`
-	Statistics       Statistics      `json:"statistics"`
+	RoomID                id.RoomID       `json:"room_id"`
+	CallID                *string         `json:"call_id"`
+	SlotID                string          `json:"slot_id"`
+	Joined                bool            `json:"joined"`
+	Status                Status          `json:"status"`
+	ProbablyLeft          bool            `json:"probably_left"`
+	DelayID               *Secret         `json:"delay_id"`
+	OwnMembership         *Member         `json:"own_membership"`
+	OldestMembership      *Member         `json:"oldest_membership"`
+	ActiveTransport       json.RawMessage `json:"active_transport"`
+	ConsensusIntent       *string         `json:"consensus_intent"`
+	RoomVersion           string          `json:"room_version"`
+	Encrypted             bool            `json:"encrypted"`
+	MemberCount           int             `json:"member_count"`
+	KeysManaged           bool            `json:"keys_managed"` // media keys are sent and taken in
+	KeyRotationSuppressed bool            `json:"key_rotation_suppressed"`
+	LeaveDelegated        bool            `json:"leave_delegated"` // the authorisation service keeps the delayed leave
+	Statistics            Statistics      `json:"statistics"`
 }
 
-// Statistics counts what our own membership cost and survived.
+// Statistics counts what our own membership cost and survived, and the media keys: sent, one for
+// each key and device that it was really sent to (a room event counts once); received, one for each
+// that was taken in, with the sum of their ages on arrival. The totals are of both transports.
 type Statistics struct {
 	Requests int `json:"requests"` // asked of the homeserver for this session
 	Failures int `json:"failures"` // of these, failed or unanswered
 	Restarts int `json:"restarts"` // of the delayed leave, taken by the server
 	Rejoins  int `json:"rejoins"`  // after the server had removed us
+
+	KeysSent                        int   `json:"keys_sent"`
+	KeysReceived                    int   `json:"keys_received"`
+	KeysReceivedTotalAgeMS          int64 `json:"keys_received_total_age_ms"`
+	RoomEventKeysSent               int   `json:"room_event_keys_sent"`
+	RoomEventKeysReceived           int   `json:"room_event_keys_received"`
+	RoomEventKeysReceivedTotalAgeMS int64 `json:"room_event_keys_received_total_age_ms"`
 }
 
 // Secret is a string that formats as a placeholder, so that no log carries it. Its JSON form,

@@ -1,10 +1,13 @@
 package session
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"time"
 
+	"libmatrixrtc/core/livekit"
 	"libmatrixrtc/core/wire"
 
 	"maunium.net/go/mautrix/id"
@@ -58,10 +61,17 @@ type own struct {
 	probably   bool
 	stats      Statistics
 
-	stale    []string // leaves of an earlier life, to be cancelled before we join
+	roomBy   time.Duration // Boot: a room that is not known by then is missed, though a sync is still out
+	waitsFor string        // why the room is not known yet, as it was told
+	stale    []string      // leaves of an earlier life, to be cancelled before we join
 	listed   bool
 	discards []string // switches that we no longer want
 	leave    leaving
+
+	keys     ownKeys
+	rings    keyrings
+	sfus     sfus
+	handover handover
 
 	listing, clearingTask, scheduling, restarting, writing, leavingTask, discarding task
 }
@@ -87,6 +97,10 @@ type delayedLeave struct {
 	most        time.Duration // the longest delay that the server takes, 0: unknown
 	unsupported bool          // the server has no delayed events
 	without     bool          // go on without one for now; scheduling is tried again
+	orphan      bool          // another may be armed as well, of an earlier life or whose id we never learnt,
+	lateTill    time.Duration // Boot: until when a request that went unanswered may arm one
+	sweepAt     time.Duration // Boot: when to look for it
+	delegated   bool          // the authorisation service keeps it alive
 }
 
 // written is our membership event as far as we know it.
@@ -97,11 +111,13 @@ type written struct {
 	at        time.Duration // Boot, of the last write that succeeded
 	askedTS   int64         // server time when that was asked for
 	expiresTS int64
-	created   bool // it carries created_ts; else its origin_server_ts is joined-since
 	echoed    bool // the sync has shown it
 	dirty     bool // what we would write differs from what stands there
 	refresh   bool // as dirty, but the switch must be restarted first
 	uncertain bool // a write went unanswered and may yet stand
+
+	content     json.RawMessage // of the last write
+	corrections int             // in a row
 
 	before  id.EventID    // our event before the last loss
 	seen    []id.EventID  // own-key events seen while a write was in flight
@@ -115,7 +131,10 @@ type ownState struct {
 	eventID  id.EventID
 	sender   id.UserID
 	originTS int64
-	ours     bool // a valid membership of this device, sent by us
+
+	ours                bool // a valid membership of this device, sent by us
+	joinedTS, expiresTS int64
+	content             json.RawMessage
 }
 
 // leaving is how far our leave has come.
@@ -132,8 +151,10 @@ const (
 	retryAtMost      = 30 * time.Second
 	requestTimeout   = 20 * time.Second
 	echoWithin       = 10 * time.Second
+	lateArrival      = 30 * time.Second // at a server, of a request that we gave up
 	stableAfter      = time.Minute
-	clearingPatience = 3 // failures of the look for stale leaves before we join without it
+	roomWithin       = 3 * time.Second // of the join, what we were let into just before is in a sync
+	clearingPatience = 3               // failures of the look for stale leaves before we join without it
 )
 
 // task is one kind of request: at most one that counts is in flight, with a backoff of its own.
@@ -149,47 +170,12 @@ type task struct {
 
 func (t *task) failed() int { return t.failures + t.limits }
 
-// ask sends a request unless the task is busy or pausing, in which case step runs again then.
-// done also gets answers that come after the local timeout, with late set; those do not count
-// for the task. It says whether the request went out.
+// ask is Set.ask for this session, and has step run when to look again. It says whether the request
+// went out.
 func (o *own) ask(now Time, t *task, r wire.Request, done func(now Time, a wire.Answer, late bool)) bool {
-	if t.inflight != 0 {
-		if now.Boot < t.timeoutAt {
-			o.wake(t.timeoutAt)
-			return false
-		}
-		o.set.abandon(t.inflight)
-		t.inflight = 0
-		done(now, wire.Answer{Err: &wire.Error{Network: true, Message: "no answer in time"}}, false)
-		o.wake(now.Boot) // done may have changed everything
-		return false
-	}
-	if now.Boot < t.notBefore {
-		o.wake(t.notBefore)
-		return false
-	}
-	if r.Timeout == 0 {
-		r.Timeout = requestTimeout
-	}
-	r.Session = o.session
-	r.Room = o.room.id
-	o.stats.Requests++
-	t.askedAt, t.timeoutAt = now.Boot, now.Boot+r.Timeout
-	var asked uint64
-	asked = o.set.request(r, func(now Time, a wire.Answer) {
-		late := t.inflight != asked
-		if !late {
-			t.inflight = 0
-			if a.Err == nil {
-				t.failures, t.limits = 0, 0
-			}
-		}
-		done(now, a, late)
-		o.set.step(now, o)
-	})
-	t.inflight = asked
-	o.wake(t.timeoutAt)
-	return true
+	again, asked := o.set.ask(now, o, t, r, done)
+	o.wake(again)
+	return asked
 }
 
 // retryLater makes the task pause after a failure: as long as the server says, or longer each
@@ -215,7 +201,7 @@ func (o *own) retryLater(now Time, t *task, e *wire.Error, limit time.Duration) 
 }
 
 func (o *own) tasks() []*task {
-	return []*task{&o.listing, &o.clearingTask, &o.scheduling, &o.restarting, &o.writing, &o.leavingTask, &o.discarding}
+	return []*task{&o.listing, &o.clearingTask, &o.scheduling, &o.restarting, &o.writing, &o.leavingTask, &o.discarding, &o.handover.arming, &o.handover.asking}
 }
 
 func (o *own) wake(at time.Duration) { o.wakeAt = min(o.wakeAt, at) }
@@ -225,6 +211,8 @@ func (o *own) step(now Time) {
 	o.wakeAt = never
 	o.discard(now)
 	switch o.phase {
+	case idle:
+		o.noticeForeign(now)
 	case clearing:
 		o.clear(now)
 	case arming:
@@ -241,11 +229,17 @@ func (o *own) step(now Time) {
 		}
 		if o.phase == present {
 			o.refresh(now)
+			o.sweep(now)
+			o.handOver(now)
 		}
 	case leavingNow:
 		o.goAway(now)
 	}
 	o.judge(now)
+	o.set.managesKeys = o.set.managesKeys || !o.closed && o.managesKeys()
+	o.keys.step(now)
+	o.rings.step(now)
+	o.sfus.step(now)
 	o.set.schedule(o)
 }
 
@@ -279,12 +273,14 @@ func (o *own) begin(now Time, p JoinParams, s settings) {
 	o.sw = delayedLeave{most: most, unsupported: unsupported}
 	o.membership = written{current: o.membership.current}
 	o.leave = leaving{}
-	o.lost, o.losses, o.listed, o.stale = false, 0, false, nil
+	o.handover = handover{wanted: p.DelegateLeave}
+	o.lost, o.losses, o.listed, o.stale, o.waitsFor = false, 0, false, nil, ""
 	for _, t := range o.tasks() {
 		if t != &o.discarding {
 			*t = task{}
 		}
 	}
+	o.roomBy = now.Boot + roomWithin
 	o.setStatus(Connecting)
 	o.enter(now, clearing)
 }
@@ -303,6 +299,9 @@ func (o *own) stop(now Time, reason string) error {
 }
 
 func (o *own) updateIntent(now Time, intent string) error {
+	if err := checkIntent("/intent", intent); err != nil {
+		return err
+	}
 	if !o.joined {
 		return &StateError{"not joined"}
 	}
@@ -318,12 +317,16 @@ func (o *own) updateApplicationData(now Time, data map[string]json.RawMessage) e
 	if !o.joined {
 		return &StateError{"not joined"}
 	}
-	for name := range data {
-		if wire.IsReservedField(name) {
-			return &ArgumentError{"/" + name, "this field belongs to the membership itself"}
-		}
+	p := *o.wanted()
+	p.ApplicationData = data
+	transports, _, err := p.foci(string(o.room.id))
+	if err == nil {
+		err = p.checkData("", transports)
 	}
-	o.wanted().ApplicationData = data
+	if err != nil {
+		return err
+	}
+	*o.wanted() = p
 	o.membership.dirty = true
 	return nil
 }
@@ -339,12 +342,22 @@ func (o *own) wanted() *JoinParams {
 
 func (o *own) clear(now Time) {
 	if !o.room.known {
+		if o.set.synced && o.waitsFor == "" {
+			if now.Boot >= o.roomBy {
+				o.noRoom(now, Synced{})
+			} else {
+				o.wake(o.roomBy)
+			}
+		}
 		return
 	}
 	if o.memberID == "" {
 		o.memberID = string(o.set.cfg.UserID) + ":" + string(o.set.cfg.DeviceID)
 	}
 	o.stateKey = wire.StateMemberKey(o.set.cfg.UserID, o.set.cfg.DeviceID, o.slot.id, o.room.version)
+	if o.offered && !o.takeOffer(now) {
+		return
+	}
 	if known, wait := o.set.maxDelay(now); wait > 0 {
 		o.wake(wait)
 		if !known {
@@ -360,18 +373,15 @@ func (o *own) clear(now Time) {
 			switch {
 			case late || o.phase != clearing:
 			case a.Err == nil:
-				o.listed = true
-				for _, d := range a.Delayed {
-					if d.Room == o.room.id && d.Type == wire.TypeStateMember && d.StateKey == o.stateKey {
-						o.stale = append(o.stale, d.DelayID)
-					}
-				}
+				o.listed, o.stale = true, o.ours(a.Delayed)
 			case a.Err.Unsupported || a.Err.Status == 403 || a.Err.Status == 404:
 				o.listed = true // what cannot be listed cannot be cleared
 			case o.dead(now, a.Err):
 			default:
 				o.retryLater(now, &o.listing, a.Err, retryAtMost)
-				o.listed = !a.Err.Network && o.listing.failures >= clearingPatience
+				if o.listed = !a.Err.Network && o.listing.failures >= clearingPatience; o.listed {
+					o.sw.orphan = true // looked for again once we are in
+				}
 			}
 		})
 		return
@@ -392,9 +402,42 @@ func (o *own) clear(now Time) {
 			o.retryLater(now, &o.clearingTask, a.Err, retryAtMost)
 			if !a.Err.Network && o.clearingTask.failures >= clearingPatience {
 				o.stale = o.stale[1:]
+				o.sw.orphan = true
 			}
 		}
 	})
+}
+
+// noRoom tells the host, once for each reason, why we still wait for the room.
+func (o *own) noRoom(now Time, in Synced) {
+	why := in.Err
+	if why == nil {
+		why = &wire.Error{Message: "this account is not in the room: its call is joined as soon as it is"}
+	}
+	if kind := fmt.Sprint(why.Network, why.Status, why.Code); in.Final || kind != o.waitsFor {
+		o.waitsFor = kind
+		o.trouble(why, !in.Final)
+	}
+	if in.Final {
+		o.end(now, false, "no_sync")
+	}
+}
+
+// takeOffer makes the first transport that the homeserver offers ours.
+func (o *own) takeOffer(now Time) bool {
+	offers := &o.set.offers
+	offers.want(now, offersFresh)
+	if !offers.known {
+		return false
+	}
+	t, err := offers.ownTransport(string(o.room.id))
+	if err != nil {
+		o.trouble(&wire.Error{Message: err.Error()}, false)
+		o.end(now, true, "no_transport")
+		return false
+	}
+	o.transports, o.sfu, o.offered = []json.RawMessage{t}, livekit.SFU(t), false
+	return true
 }
 
 // --- the switch
@@ -442,16 +485,20 @@ func (o *own) schedule(now Time) {
 				o.discards = append(o.discards, a.DelayID)
 				return
 			}
-			again := o.phase == present
+			// A switch lost after our last write was lost to it, as older servers have it; to write again
+			// would lose this one too.
+			again := o.handover.former == "" && o.phase == present && o.membership.at <= o.sw.confirmedAt
 			o.sw.id, o.sw.delay, o.sw.without, o.sw.restartNow = a.DelayID, delay, false, false
 			o.sw.confirmedAt, o.sw.dueAt = o.scheduling.askedAt, o.scheduling.askedAt+delay
 			o.restarting = task{}
 			o.tellDelayID()
+			o.retire()
 			if again {
 				o.membership.dirty = true
 			}
 			return
 		}
+		o.mayBeArmed(now, a.Err)
 		if late || o.phase == idle || o.phase == leavingNow {
 			return
 		}
@@ -486,6 +533,9 @@ func (o *own) schedule(now Time) {
 
 func (o *own) restart(now Time) {
 	every := min(o.settings.restart, o.sw.delay*2/5)
+	if o.sw.delegated {
+		every = delegatedRestart
+	}
 	if at := o.sw.confirmedAt + every; now.Boot < at && !o.sw.restartNow {
 		o.wake(at)
 		return
@@ -504,7 +554,7 @@ func (o *own) restart(now Time) {
 			}
 		case o.phase == leavingNow || o.phase == idle:
 		case gone(e):
-			fired := now.Boot >= o.sw.dueAt
+			fired := now.Boot >= o.sw.dueAt // what the service sends before that is shown by the sync
 			o.dropSwitch()
 			if fired && o.membership.announced {
 				o.lose(now, "delayed_leave_fired")
@@ -526,7 +576,7 @@ func (o *own) restart(now Time) {
 		default:
 			limit := retryAtMost
 			if now.Boot < o.sw.dueAt {
-				limit = every
+				limit = min(every, retryAtMost)
 			}
 			o.retryLater(now, &o.restarting, e, limit)
 		}
@@ -539,7 +589,52 @@ func (o *own) dropSwitch() {
 		o.sw.id = ""
 		o.sw.restartNow = false
 		o.tellDelayID()
+		o.setDelegated(false)
 	}
+}
+
+// mayBeArmed notes that a request to schedule a switch may yet have armed one.
+func (o *own) mayBeArmed(now Time, e *wire.Error) {
+	if uncertain(e) {
+		o.sw.orphan, o.sw.sweepAt, o.sw.lateTill = true, 0, now.Boot+lateArrival
+	}
+}
+
+// sweep finds the other switches that may be armed, before they fire.
+func (o *own) sweep(now Time) {
+	if !o.sw.orphan || o.sw.id == "" {
+		return
+	}
+	if now.Boot < o.sw.sweepAt {
+		o.wake(o.sw.sweepAt)
+		return
+	}
+	o.ask(now, &o.listing, wire.Request{Kind: wire.ListDelayed}, func(now Time, a wire.Answer, late bool) {
+		switch {
+		case late || o.phase != present:
+		case a.Err == nil:
+			o.sw.orphan, o.sw.sweepAt = now.Boot < o.sw.lateTill, o.sw.lateTill
+			for _, id := range o.ours(a.Delayed) {
+				if id != o.sw.id && id != o.handover.id {
+					o.discards = append(o.discards, id)
+				}
+			}
+		case a.Err.Unsupported || a.Err.Status == 403 || a.Err.Status == 404:
+			o.sw.orphan = false
+		default:
+			o.retryLater(now, &o.listing, a.Err, retryAtMost)
+		}
+	})
+}
+
+// ours picks the leaves of our own state key.
+func (o *own) ours(list []wire.DelayedEvent) (ids []string) {
+	for _, d := range list {
+		if d.Room == o.room.id && d.Type == wire.TypeStateMember && d.StateKey == o.stateKey {
+			ids = append(ids, d.DelayID)
+		}
+	}
+	return ids
 }
 
 // discard cancels switches that nobody wants any more, in any phase.
@@ -582,19 +677,21 @@ func (o *own) write(now Time) {
 	case !first:
 		b.CreatedTS = m.joinedTS
 		b.ExpiresMS += max(server-m.joinedTS, 0)
-	case o.lost:
-		// Written, so that the content differs from what stood there: servers drop a write that
-		// changes nothing, and peers overlook a leave and a rejoin with equal content.
+	case o.lost || m.current.ours:
+		// Written, so that the content differs from what stood there, in this life or an earlier
+		// one: servers drop a write that changes nothing, and peers overlook a leave and a rejoin
+		// with equal content.
 		b.CreatedTS = server
 	}
+	content := wire.BuildStateMember(b)
 	asked := o.ask(now, &o.writing, wire.Request{
-		Kind: wire.SendState, Type: wire.TypeStateMember, StateKey: o.stateKey, Content: wire.BuildStateMember(b),
+		Kind: wire.SendState, Type: wire.TypeStateMember, StateKey: o.stateKey, Content: content,
 	}, func(now Time, a wire.Answer, late bool) {
 		if a.Err != nil {
-			if a.Err.Network {
+			if uncertain(a.Err) {
 				m.uncertain = true
 			}
-			if late || o.phase != announcing && o.phase != present {
+			if late || o.phase != announcing && o.phase != present || m.echoed && sameJSON(m.current.content, content) {
 				return
 			}
 			m.dirty = true
@@ -614,21 +711,18 @@ func (o *own) write(now Time) {
 		m.eventID, m.at, m.askedTS, m.uncertain = a.EventID, now.Boot, server, false
 		// A server answers a write that changes nothing with the event that stands there already.
 		m.echoed = a.EventID == m.current.eventID || a.EventID == m.before || contains(m.seen, a.EventID)
-		m.created = b.CreatedTS != 0
-		switch {
-		case first && m.created:
-			m.joinedTS = b.CreatedTS
-		case first:
-			m.joinedTS = o.set.serverTime(now)
+		if first {
+			m.joinedTS = max(b.CreatedTS, server) // the echo tells better
 		}
 		m.expiresTS = m.joinedTS + b.ExpiresMS
+		o.sw.restartNow = o.sw.id != "" // some servers cancel it when the state changes
 		o.present(now)
 		if m.echoed || len(m.seen) > 0 {
 			o.noticeState(now)
 		}
 	})
 	if asked {
-		m.dirty, m.refresh, m.seen = false, false, nil
+		m.dirty, m.refresh, m.seen, m.content = false, false, nil, content
 	}
 }
 
@@ -638,11 +732,12 @@ func (o *own) present(now Time) {
 		return
 	}
 	o.membership.announced = true
-	o.sw.restartNow = o.sw.id != "" // some servers cancel it when the state changes
+	o.sw.restartNow = o.sw.id != ""
 	o.setStatus(Connected)
 	if o.lost {
 		o.lost = false
 		o.stats.Rejoins++
+		o.keys.giveAgain()
 		o.tell(EventRejoined, Rejoined{})
 	}
 	o.enter(now, present)
@@ -652,9 +747,9 @@ func (o *own) present(now Time) {
 func (o *own) refresh(now Time) {
 	m := &o.membership
 	if m.announced && now.Boot-m.at > stableAfter {
-		o.losses = 0
+		o.losses, m.corrections = 0, 0
 	}
-	due := m.at + min(o.expiry, refreshAtMost) - o.headroom
+	due := min(m.at+refreshAtMost, now.Boot+ms(m.expiresTS-o.set.serverTime(now))) - o.headroom
 	if now.Boot >= due && !m.refresh && o.writing.inflight == 0 {
 		m.refresh, m.dirty = true, true
 		o.sw.restartNow = o.sw.id != ""
@@ -691,6 +786,10 @@ func (o *own) refused(now Time, e *wire.Error) {
 
 // lose is called when the server no longer has our membership. We go back in.
 func (o *own) lose(now Time, reason string) {
+	o.abortHandover()
+	if x := o.sfus.byName[o.sfus.publish]; x != nil && o.sw.delegated {
+		x.connected = false // it must be told again: the service says that we are not on the SFU
+	}
 	m := &o.membership
 	*m = written{current: m.current, before: m.eventID}
 	o.writing = task{}
@@ -716,6 +815,7 @@ func (o *own) rejoinPause() time.Duration {
 // observe takes in the event that now stands under our state key.
 func (o *own) observe(now Time, s ownState) {
 	m := &o.membership
+	s.content = bytes.Clone(s.content)
 	m.current = s
 	if o.writing.inflight != 0 && len(m.seen) < 64 {
 		m.seen = append(m.seen, s.eventID)
@@ -727,24 +827,26 @@ func (o *own) noticeState(now Time) {
 	m, s := &o.membership, o.membership.current
 	m.foreign = 0
 	switch {
-	case o.phase == announcing && s.ours && m.uncertain:
-		// A write that seemed to fail has taken effect.
-		m.eventID, m.at, m.joinedTS, m.echoed, m.uncertain = s.eventID, now.Boot, s.originTS, true, false
-		m.expiresTS = s.originTS + o.expiry.Milliseconds()
+	case o.phase == announcing && s.ours && (m.uncertain || o.writing.inflight != 0):
+		// A write that seemed to fail, or is yet to be answered, has taken effect.
+		m.eventID, m.at, m.echoed, m.uncertain = s.eventID, now.Boot, true, false
+		m.joinedTS, m.expiresTS = s.joinedTS, s.expiresTS
 		o.present(now)
-	case o.phase == idle && s.ours && m.uncertain:
-		// A write of ours took effect after we had left.
-		o.startLeaving(now, "left")
+	case o.phase == idle && s.ours && o.stateKey != "":
+		// A write of ours took effect after we had left, unless our leave is yet to be shown.
+		m.foreign = now.Boot + echoWithin
+		if m.uncertain {
+			m.foreign = now.Boot
+		}
+		o.wake(m.foreign)
 	case o.phase != present:
 	case s.eventID == m.eventID:
 		m.echoed = true
-		if !m.created {
-			m.expiresTS += s.originTS - m.joinedTS
-			m.joinedTS = s.originTS
-		}
+		m.joinedTS, m.expiresTS = s.joinedTS, s.expiresTS
 	case s.ours:
 		if m.echoed || m.uncertain {
-			m.eventID, m.uncertain = s.eventID, false
+			m.eventID, m.expiresTS, m.uncertain = s.eventID, s.expiresTS, false
+			o.correct(now)
 		}
 	case o.writing.inflight != 0 && !m.echoed:
 		// The answer will tell whether this came before or after our write.
@@ -756,8 +858,19 @@ func (o *own) noticeState(now Time) {
 	}
 }
 
-// noticeForeign settles a doubt: our write was answered, and all the sync shows is an event that
-// may be older.
+// correct writes again where an earlier write of ours, late on its way, has overwritten the last.
+func (o *own) correct(now Time) {
+	m := &o.membership
+	if o.writing.inflight != 0 || sameJSON(m.current.content, m.content) {
+		return
+	}
+	m.dirty = true
+	m.corrections++
+	o.writing.notBefore = max(o.writing.notBefore, now.Boot+min(o.retry<<min(m.corrections, 16), retryAtMost))
+}
+
+// noticeForeign settles a doubt: our last request was answered, and all the sync shows is an event
+// that may be older.
 func (o *own) noticeForeign(now Time) {
 	m := &o.membership
 	if m.foreign == 0 {
@@ -768,6 +881,11 @@ func (o *own) noticeForeign(now Time) {
 		return
 	}
 	m.foreign = 0
+	if o.phase == idle {
+		o.startLeaving(now, "left")
+		o.goAway(now)
+		return
+	}
 	o.lose(now, lossReason(o.set.cfg.UserID, m.current))
 }
 
@@ -786,6 +904,7 @@ func lossReason(self id.UserID, s ownState) string {
 
 func (o *own) startLeaving(now Time, reason string) {
 	m := &o.membership
+	o.abortHandover()
 	o.leave = leaving{reason: reason}
 	announced := m.announced || o.writing.inflight != 0 || m.uncertain || o.phase == idle
 	switch {
@@ -806,8 +925,7 @@ func (o *own) startLeaving(now Time, reason string) {
 // A write still in flight may come to stand after it, so its end is awaited and followed by a
 // leave of its own.
 func (o *own) goAway(now Time) {
-	o.settle(now, &o.writing, func() { o.membership.uncertain = true })
-	o.settle(now, &o.scheduling, func() {})
+	o.settleWrite(now)
 	switch {
 	case o.leave.bySwitch:
 		id := o.sw.id
@@ -848,14 +966,14 @@ func (o *own) goAway(now Time) {
 			case e == nil:
 				o.leave.byState, o.leave.sent = false, true
 				o.enter(now, leavingNow)
-			case e.Status == 403 || e.Status == 401 && !e.SoftLogout:
+			case e.Status == 403 || rejectsToken(e):
 				o.stats.Failures++
 				o.end(now, false, o.leave.reason)
 			default:
 				o.retryLater(now, &o.leavingTask, e, retryAtMost)
 			}
 		})
-	case o.writing.inflight != 0 || o.scheduling.inflight != 0:
+	case o.writing.inflight != 0:
 	case o.membership.uncertain && o.leave.sent && !o.leave.anonymous:
 		o.membership.uncertain = false
 		o.leave.byState, o.leave.sent = true, false
@@ -866,14 +984,14 @@ func (o *own) goAway(now Time) {
 	}
 }
 
-// settle waits for a request of an earlier phase, at most until its local timeout.
-func (o *own) settle(now Time, t *task, gaveUp func()) {
-	switch {
+// settleWrite waits for a write of an earlier phase, at most until its local timeout.
+func (o *own) settleWrite(now Time) {
+	switch t := &o.writing; {
 	case t.inflight == 0:
 	case now.Boot >= t.timeoutAt:
 		o.set.abandon(t.inflight)
 		t.inflight = 0
-		gaveUp()
+		o.membership.uncertain = true
 	default:
 		o.wake(t.timeoutAt)
 	}
@@ -883,7 +1001,9 @@ func (o *own) settle(now Time, t *task, gaveUp func()) {
 func (o *own) end(now Time, sent bool, reason string) {
 	o.membership.announced = false
 	o.lost = false
+	o.abortHandover()
 	o.dropSwitch()
+	o.sfus.disconnected()
 	o.enter(now, idle)
 	if o.next == nil {
 		o.setJoined(false)
@@ -914,9 +1034,14 @@ func (o *own) roomLeft(now Time) {
 	o.end(now, false, "room_left")
 }
 
+// rejectsToken: a 401 without an errcode is the word of some proxy.
+func rejectsToken(e *wire.Error) bool {
+	return e.Status == 401 && e.Code != "" && !e.SoftLogout
+}
+
 // dead ends the call when our token is rejected for good.
 func (o *own) dead(now Time, e *wire.Error) bool {
-	if e.Status != 401 || e.SoftLogout {
+	if !rejectsToken(e) {
 		return false
 	}
 	if o.phase == leavingNow {
@@ -1002,9 +1127,17 @@ func (o *own) tell(name string, data any) {
 	o.set.tell(Event{Name: name, Room: o.room.id, Session: o.session, Data: data})
 }
 
+// uncertain: the request may have taken effect all the same.
+func uncertain(e *wire.Error) bool { return e.Network || e.Status >= 500 }
+
 // gone: the delayed event is no more, however the server says so (MSC4140).
 func gone(e *wire.Error) bool {
 	return e.Status == 404 && e.Code == "M_NOT_FOUND" || e.Status == 409
+}
+
+func sameJSON(a, b json.RawMessage) bool {
+	var x, y any
+	return json.Unmarshal(a, &x) == nil && json.Unmarshal(b, &y) == nil && reflect.DeepEqual(x, y)
 }
 
 func contains(ids []id.EventID, e id.EventID) bool {

@@ -1,9 +1,11 @@
 package session
 
 import (
+	"maps"
+	"slices"
 	"strings"
-	"time"
 
+	"libmatrixrtc/core/livekit"
 	"libmatrixrtc/core/wire"
 
 	"github.com/tidwall/gjson"
@@ -21,8 +23,11 @@ type room struct {
 
 	slots   map[string]*slot
 	entries map[entryKey]entry
-	users   map[id.UserID]*user // the senders of entries
+	users   map[id.UserID]*user // the senders of entries, and some who were that lately
+	past    []id.UserID         // of these, who has none now: they often come back
 	unknown map[id.UserID]bool  // of these, whose room membership we have yet to learn
+
+	touched []*slot // to be flushed
 
 	fetching task
 	timer    timer // of the next fetch
@@ -34,9 +39,8 @@ type room struct {
 type entryKey struct{ eventType, stateKey string }
 
 type entry struct {
-	slot  *slot
-	state ownState
-	m     *wire.Membership
+	slot *slot
+	m    *wire.Membership
 }
 
 type user struct {
@@ -52,13 +56,13 @@ type slot struct {
 	session *own  // opened by the host, or nil
 	live    bool  // session_started was told
 	timer   timer // of the next expiry
-	touched bool
+	touched bool  // it is among those of the room
 }
 
 const (
-	maxExpiry       = 24 * time.Hour
 	devicesPerUser  = 512 // member events that one user may have in one room
 	refusedRemember = 32
+	pastRemembered  = 256 // users of a room without a call membership now
 	reasonLeft      = "left"
 	reasonRoomLeft  = "room_left"
 	reasonRefused   = "invalid"
@@ -81,7 +85,7 @@ func (r *room) slot(slotID string) *slot {
 	sl := r.slots[slotID]
 	if sl == nil {
 		sl = &slot{room: r, id: slotID, roster: newRoster(slotID)}
-		sl.timer.run = func(now Time) { sl.touched = true; r.flush(now) }
+		sl.timer.run = func(now Time) { sl.touch(); r.flush(now) }
 		r.slots[slotID] = sl
 	}
 	return sl
@@ -108,17 +112,24 @@ func (s *Set) roomState(now Time, in RoomState) {
 				r.version = strings.Clone(v.Str)
 			}
 		case "m.room.encryption":
-			r.encrypted = true // cannot be undone
+			if !r.encrypted {
+				r.encrypted = true // cannot be undone
+				for _, sl := range r.slots {
+					if sl.session != nil {
+						s.timers.set(&sl.session.timer, now.Boot) // keys are managed from now on
+					}
+				}
+			}
 		}
 	}
-	if in.Gap {
-		for u := range r.users {
-			r.unknown[u] = true
-		}
-		delete(r.unknown, s.cfg.UserID)
+	if in.Gap || in.Reset {
+		r.forgetPast(len(r.past))
 	}
 	for u, state := range joined {
 		r.setMember(u, state)
+	}
+	for _, m := range in.Malformed {
+		r.refuse(m)
 	}
 	stale := map[entryKey]bool{}
 	if in.Reset {
@@ -138,6 +149,14 @@ func (s *Set) roomState(now Time, in RoomState) {
 		r.drop(k, reasonLeft)
 		r.showOwn(now, k, ownState{})
 	}
+	if in.Gap {
+		r.forgetPast(len(r.past))
+		for u := range r.users {
+			if _, told := joined[u]; !told && u != s.cfg.UserID {
+				r.unknown[u] = true
+			}
+		}
+	}
 	if in.Complete && !r.known {
 		r.known = true
 		for _, sl := range r.slots {
@@ -155,10 +174,11 @@ func (s *Set) roomState(now Time, in RoomState) {
 func (r *room) ingest(now Time, ev *wire.Event, joined map[id.UserID]roomMember) {
 	k := entryKey{ev.Type, ev.StateKey}
 	if ev.Sender == r.set.cfg.UserID && ev.AgeMS > 0 {
-		r.set.clock.learn(now, ev.OriginServerTS+ev.AgeMS, 5000)
+		r.set.learnClock(now, ev.OriginServerTS+ev.AgeMS, 5000)
 	}
-	m, reason := wire.ParseStateMember(*ev, r.version, maxExpiry)
+	m, reason := wire.ParseStateMember(*ev, r.version, r.set.cfg.MaxExpiry)
 	if m != nil {
+		m.ExpiresTS = min(m.ExpiresTS, r.set.latestExpiry(now))
 		u := r.users[ev.Sender]
 		if _, replaces := r.entries[k]; !replaces && u != nil && u.entries >= devicesPerUser {
 			m, reason = nil, "too many members of one user"
@@ -174,8 +194,11 @@ func (r *room) ingest(now Time, ev *wire.Event, joined map[id.UserID]roomMember)
 	} else {
 		r.put(k, m, joined)
 	}
-	ours := m != nil && m.UserID == r.set.cfg.UserID && m.DeviceID == r.set.cfg.DeviceID
-	r.showOwn(now, k, ownState{true, ev.EventID, ev.Sender, ev.OriginServerTS, ours})
+	shown := ownState{known: true, eventID: ev.EventID, sender: ev.Sender, originTS: ev.OriginServerTS}
+	if m != nil && m.UserID == r.set.cfg.UserID && m.DeviceID == r.set.cfg.DeviceID {
+		shown.ours, shown.joinedTS, shown.expiresTS, shown.content = true, m.JoinedTS, m.ExpiresTS, ev.Content
+	}
+	r.showOwn(now, k, shown)
 }
 
 func (r *room) put(k entryKey, m *wire.Membership, joined map[id.UserID]roomMember) {
@@ -193,16 +216,16 @@ func (r *room) put(k entryKey, m *wire.Membership, joined map[id.UserID]roomMemb
 				u.state = memberJoined // we see the room
 			}
 			r.users[m.UserID] = u
-			if u.state == memberUnknown {
-				r.unknown[m.UserID] = true
-			}
+		}
+		if u.state == memberUnknown {
+			r.unknown[m.UserID] = true
 		}
 		u.entries++
 	}
-	r.entries[k] = entry{slot: sl, m: m, state: ownState{true, m.EventID, m.UserID, m.OriginServerTS, false}}
+	r.entries[k] = entry{slot: sl, m: m}
 	sl.roster.put(k.eventType+"|"+k.stateKey, m)
 	sl.roster.setRoomMember(m.UserID, r.users[m.UserID].state)
-	sl.touched = true
+	sl.touch()
 }
 
 func (r *room) drop(k entryKey, reason string) {
@@ -212,13 +235,26 @@ func (r *room) drop(k entryKey, reason string) {
 	}
 	delete(r.entries, k)
 	e.slot.roster.remove(k.eventType+"|"+k.stateKey, reason)
-	e.slot.touched = true
+	e.slot.touch()
 	if u := r.users[e.m.UserID]; u != nil {
 		if u.entries--; u.entries == 0 {
-			delete(r.users, e.m.UserID)
 			delete(r.unknown, e.m.UserID)
+			r.past = append(r.past, e.m.UserID)
+			if len(r.past) > pastRemembered {
+				r.forgetPast(1)
+			}
 		}
 	}
+}
+
+// forgetPast drops those of the past who have not come back, n of them, longest gone first.
+func (r *room) forgetPast(n int) {
+	for _, userID := range r.past[:n] {
+		if u := r.users[userID]; u != nil && u.entries == 0 {
+			delete(r.users, userID)
+		}
+	}
+	r.past = append(r.past[:0], r.past[n:]...)
 }
 
 func (r *room) setMember(userID id.UserID, state roomMember) {
@@ -230,7 +266,7 @@ func (r *room) setMember(userID id.UserID, state roomMember) {
 	u.state = state
 	for _, sl := range r.slots {
 		sl.roster.setRoomMember(userID, state)
-		sl.touched = true
+		sl.touch()
 	}
 }
 
@@ -255,13 +291,29 @@ func (r *room) refuse(m RefusedMember) {
 	r.refused = append(r.refused, m)
 }
 
+// expire shows what is over by now, should the timer for it be late.
+func (sl *slot) expire(now Time) {
+	if at, ok := sl.roster.nextExpiry(); ok && at <= sl.room.set.serverTime(now) {
+		sl.touch()
+		sl.room.flush(now)
+	}
+}
+
+// touch has the next flush look at the slot.
+func (sl *slot) touch() {
+	if !sl.touched {
+		sl.touched = true
+		sl.room.touched = append(sl.room.touched, sl)
+	}
+}
+
 // flush tells what has changed in the calls of the room.
 func (r *room) flush(now Time) {
 	server := r.set.serverTime(now)
-	for _, sl := range r.slots {
-		if !sl.touched {
-			continue
-		}
+	touched := r.touched
+	r.touched = nil
+	slices.SortFunc(touched, func(a, b *slot) int { return strings.Compare(a.id, b.id) })
+	for _, sl := range touched {
 		sl.touched = false
 		sl.roster.expire(server)
 		d := sl.roster.diff()
@@ -271,8 +323,13 @@ func (r *room) flush(now Time) {
 			sl.live = true
 			r.set.tell(Event{Name: EventSessionStarted, Room: r.id, Data: call})
 		}
-		if d != nil && sl.session != nil {
-			r.set.tell(Event{EventMembershipsChanged, r.id, sl.session.session, sl.changed(d)})
+		if o := sl.session; d != nil && o != nil {
+			r.set.tell(Event{EventMembershipsChanged, r.id, o.session, sl.changed(d)})
+			o.keys.members(now, d)
+			o.rings.members(now, d)
+			if moved := o.sfus.members(d); moved || o.keys.on {
+				r.set.timers.set(&o.timer, now.Boot)
+			}
 		}
 		if !live && sl.live {
 			sl.live = false
@@ -296,6 +353,7 @@ func (s *Set) roomLeft(now Time, roomID id.RoomID) {
 		r.drop(k, reasonRoomLeft)
 	}
 	r.known = false
+	r.forgetPast(len(r.past))
 	s.timers.set(&r.timer, never)
 	for _, sl := range r.slots {
 		if sl.session != nil {
@@ -312,42 +370,18 @@ func (s *Set) roomLeft(now Time, roomID id.RoomID) {
 // fetch learns the room membership of senders that the sync did not tell (lazy loading): one
 // request at a time, for one user or for all that are missing.
 func (r *room) fetch(now Time) {
-	t := &r.fetching
 	if len(r.unknown) == 0 {
 		r.set.timers.set(&r.timer, never)
 		return
 	}
-	if t.inflight != 0 && now.Boot >= t.timeoutAt {
-		r.set.abandon(t.inflight)
-		t.inflight = 0
-		r.fetchFailed(now)
-	}
-	if t.inflight != 0 {
-		r.set.timers.set(&r.timer, t.timeoutAt)
-		return
-	}
-	if now.Boot < t.notBefore {
-		r.set.timers.set(&r.timer, t.notBefore)
-		return
-	}
-	req := wire.Request{Kind: wire.GetJoinedMembers, Room: r.id, Timeout: requestTimeout}
-	var asked []id.UserID
-	for u := range r.unknown {
-		asked = append(asked, u)
-	}
+	req := wire.Request{Kind: wire.GetJoinedMembers, Room: r.id}
+	asked := slices.Sorted(maps.Keys(r.unknown))
 	if len(asked) == 1 {
 		req.Kind, req.Type, req.StateKey = wire.GetRoomMember, "m.room.member", string(asked[0])
 	}
-	t.timeoutAt = now.Boot + requestTimeout
-	var reqID uint64
-	reqID = r.set.request(req, func(now Time, a wire.Answer) {
-		if t.inflight != reqID {
-			return
-		}
-		t.inflight = 0
+	again, _ := r.set.ask(now, nil, &r.fetching, req, func(now Time, a wire.Answer, _ bool) {
 		switch e := a.Err; {
 		case e == nil:
-			t.failures = 0
 			in := map[id.UserID]bool{}
 			for _, u := range a.Joined {
 				in[u] = true
@@ -365,20 +399,12 @@ func (r *room) fetch(now Time) {
 		case e.Status == 404 && req.Kind == wire.GetRoomMember:
 			r.setMember(asked[0], memberNotJoined)
 		default:
-			r.fetchFailed(now)
+			r.set.backOff(now, &r.fetching, e)
 		}
 		r.flush(now)
 		r.fetch(now)
 	})
-	t.inflight = reqID
-	r.set.timers.set(&r.timer, t.timeoutAt)
-}
-
-func (r *room) fetchFailed(now Time) {
-	t := &r.fetching
-	pause := min(time.Second<<min(t.failures, 10), retryAtMost)
-	t.failures++
-	t.notBefore = now.Boot + pause/2 + time.Duration(r.set.random()*float64(pause/2))
+	r.set.timers.set(&r.timer, again)
 }
 
 func (r *room) waiting() []id.UserID {
@@ -410,7 +436,7 @@ func (sl *slot) member(m *wire.Membership) Member {
 		Application: m.Application, CallID: m.CallID, Dialect: m.Dialect, EventID: m.EventID,
 		JoinedTS: m.JoinedTS, ExpiresTS: m.ExpiresTS, Intent: m.Intent,
 		ApplicationData: m.ApplicationData, FocusSelection: m.FocusSelection, Transports: m.Transports,
-		ActiveTransport: sl.roster.activeTransport(m), SFUIdentity: m.SFUIdentity(), Scope: m.Scope,
+		ActiveTransport: sl.roster.activeTransport(m), SFUIdentity: livekit.Identity(m), Scope: m.Scope,
 	}
 }
 

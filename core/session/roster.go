@@ -1,8 +1,10 @@
 package session
 
 import (
+	"cmp"
 	"container/heap"
 	"encoding/json"
+	"slices"
 	"strings"
 
 	"libmatrixrtc/core/wire"
@@ -91,18 +93,19 @@ func newRoster(slotID string) *roster {
 	}
 }
 
-// older is the order of seniority: joined-since, then user, device, member id.
+// seniority is the order of members: joined-since, then user, device, member id.
+func seniority(a, b *wire.Membership) int {
+	return cmp.Or(
+		cmp.Compare(a.JoinedTS, b.JoinedTS), strings.Compare(string(a.UserID), string(b.UserID)),
+		strings.Compare(string(a.DeviceID), string(b.DeviceID)), strings.Compare(a.MemberID, b.MemberID),
+	)
+}
+
 func older(a, b *wire.Membership) bool {
 	if a.JoinedTS != b.JoinedTS {
 		return a.JoinedTS < b.JoinedTS
 	}
-	if c := strings.Compare(string(a.UserID), string(b.UserID)); c != 0 {
-		return c < 0
-	}
-	if c := strings.Compare(string(a.DeviceID), string(b.DeviceID)); c != 0 {
-		return c < 0
-	}
-	return a.MemberID < b.MemberID
+	return seniority(a, b) < 0
 }
 
 // put says what now stands under a source.
@@ -193,6 +196,24 @@ func (r *roster) expire(serverTS int64) {
 	}
 }
 
+// revive undoes expiries that a corrected clock shows to have been wrong.
+func (r *roster) revive(serverTS int64) {
+	for _, s := range r.sources {
+		if s.index == 0 && s.m.ExpiresTS > serverTS {
+			heap.Push(&r.expiry, s)
+			r.reconsider(s.of, reasonExpired)
+		}
+	}
+}
+
+// bound has nothing count any longer than until then.
+func (r *roster) bound(latest int64) {
+	for _, s := range r.sources {
+		s.m.ExpiresTS = min(s.m.ExpiresTS, latest)
+	}
+	heap.Init(&r.expiry)
+}
+
 // nextExpiry is when expire has something to do next.
 func (r *roster) nextExpiry() (int64, bool) {
 	if len(r.expiry) == 0 {
@@ -234,7 +255,7 @@ func (r *roster) reconsider(rm *rosterMember, reason string) {
 	rm.shown = best
 }
 
-// diff drains what changed; nil where nothing did.
+// diff drains what changed, oldest first; nil where nothing did.
 func (r *roster) diff() *rosterDiff {
 	var d rosterDiff
 	for _, rm := range r.changed {
@@ -260,6 +281,9 @@ func (r *roster) diff() *rosterDiff {
 	if len(d.joined)+len(d.left)+len(d.updated) == 0 {
 		return nil
 	}
+	slices.SortFunc(d.joined, seniority)
+	slices.SortFunc(d.left, func(a, b departed) int { return seniority(a.m, b.m) })
+	slices.SortFunc(d.updated, func(a, b changedMember) int { return seniority(a.after, b.after) })
 	return &d
 }
 
@@ -282,13 +306,23 @@ func (r *roster) activeTransport(m *wire.Membership) json.RawMessage {
 	case wire.SelectionMultiSFU:
 		return firstTransport(m)
 	case wire.SelectionOldest:
-		if o := r.oldest(); o != nil {
-			return firstTransport(o)
+		o := r.oldest()
+		if o == nil {
+			o = m
 		}
-		return firstTransport(m)
+		return eldersTransport(o)
 	default:
 		return nil
 	}
+}
+
+// eldersTransport is where those with oldest_membership have their media while that member is the
+// oldest: nowhere that we know of where it chooses in a way that we do not understand.
+func eldersTransport(oldest *wire.Membership) json.RawMessage {
+	if oldest.FocusSelection != wire.SelectionOldest && oldest.FocusSelection != wire.SelectionMultiSFU {
+		return nil
+	}
+	return firstTransport(oldest)
 }
 
 func firstTransport(m *wire.Membership) json.RawMessage {

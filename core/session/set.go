@@ -3,11 +3,15 @@ package session
 import (
 	"container/heap"
 	"encoding/json"
+	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sort"
 	"time"
 
+	"libmatrixrtc/core/livekit"
 	"libmatrixrtc/core/wire"
 
 	"maunium.net/go/mautrix/id"
@@ -22,7 +26,13 @@ const (
 type SetConfig struct {
 	UserID   id.UserID
 	DeviceID id.DeviceID
-	Rand     *rand.Rand // jitter; the only randomness
+	Rand     *rand.Rand              // jitter
+	NewKey   func(length int) []byte // media keys: unpredictable bytes
+
+	MaxExpiry time.Duration // how long a membership counts after its event came; 0: a day
+
+	SFUTrust    SFUTrust
+	PrivateSFUs bool // SFUs on private addresses are as good as others: the homeserver is on one
 }
 
 // Set is every call of one device: the rooms that the homeserver told of, the calls in them
@@ -36,25 +46,55 @@ type Set struct {
 	timers   timers
 
 	nextSession, nextRequest uint64
-	pending                  map[uint64]func(Time, wire.Answer)
+	pending                  map[uint64]pending
 	abandoned                []uint64 // local timeouts, oldest first: a late answer still counts
 
-	clock     serverClock
-	contactAt time.Duration // Boot: the last sign of life of the server
-	delayed   wire.DelayedEventsCapability
-	capTask   task
-	capKnown  bool
-	capTries  int
+	clock       serverClock
+	clockSet    bool          // it jumped: every call is to be looked at
+	contactAt   time.Duration // Boot: the last sign of life of the server
+	held        heldKeys
+	refusedKeys map[string]int // reasons, for the debug snapshot
+
+	synced      bool // the host has told of all its rooms
+	managesKeys bool
+	keyed       map[id.RoomID]int // sessions whose own keys are alive
+
+	offers      offers
+	proofs      map[string]*proof             // OpenID tokens by service
+	proofsLimit int                           // how many are kept before those of no use are looked for
+	services    map[string]livekit.Generation // the newest that each has
+
+	delayed       wire.DelayedEventsCapability
+	actionsInBody bool // what is to become of a delayed event is said as older servers want it
+	capTask       task
+	capKnown      bool
+	capTries      int
 }
 
 // NewSet makes the sessions of one device.
 func NewSet(cfg SetConfig) *Set {
-	return &Set{
+	s := &Set{
 		cfg:      cfg,
 		rooms:    map[id.RoomID]*room{},
 		sessions: map[uint64]*own{},
-		pending:  map[uint64]func(Time, wire.Answer){},
+		pending:  map[uint64]pending{},
+		proofs:   map[string]*proof{},
+		services: map[string]livekit.Generation{},
+		keyed:    map[id.RoomID]int{},
 	}
+	if s.cfg.MaxExpiry == 0 {
+		s.cfg.MaxExpiry = day * time.Millisecond
+	}
+	s.offers.set, s.offers.timer.run = s, s.offers.step
+	s.held.timer.run = func(now Time) { s.expireHeld(now); s.watchHeld() }
+	return s
+}
+
+// pending is a request that waits for its answer.
+type pending struct {
+	request *wire.Request
+	of      *own // the session that asks, nil for none
+	done    func(Time, wire.Answer)
 }
 
 // OpenOptions names the call of a room. Zero values mean "m.call" and the call of the room.
@@ -73,6 +113,9 @@ func (s *Set) Open(now Time, roomID id.RoomID, opts OpenOptions) (uint64, error)
 	if err != nil {
 		return 0, &ArgumentError{"/application", err.Error()}
 	}
+	if key := wire.StateMemberKey(s.cfg.UserID, s.cfg.DeviceID, slotID, ""); len(key) > wire.MaxOwnText {
+		return 0, &ArgumentError{"/application", fmt.Sprintf("expected less: the state key %q would have more than %d bytes", key, wire.MaxOwnText)}
+	}
 	r := s.room(roomID)
 	sl := r.slot(slotID)
 	if sl.session != nil && !sl.session.closed {
@@ -81,6 +124,8 @@ func (s *Set) Open(now Time, roomID id.RoomID, opts OpenOptions) (uint64, error)
 	s.nextSession++
 	o := &own{set: s, session: s.nextSession, room: r, slot: sl, status: Disconnected, phase: idle, wakeAt: never}
 	o.timer.run = func(now Time) { s.step(now, o) }
+	o.keys.o, o.rings.o, o.sfus = o, o, newSFUs(o)
+	o.sfus.watch()
 	if old := sl.session; old != nil {
 		// Still leaving on behalf of a closed session: the new one takes its place when it is done.
 		o = old
@@ -89,6 +134,7 @@ func (s *Set) Open(now Time, roomID id.RoomID, opts OpenOptions) (uint64, error)
 	}
 	sl.session = o
 	s.sessions[s.nextSession] = o
+	o.rings.watch(now)
 	return s.nextSession, nil
 }
 
@@ -125,21 +171,37 @@ func (s *Set) Handle(now Time, in Input) (err error) {
 		s.roomState(now, in)
 	case RoomLeft:
 		s.roomLeft(now, in.Room)
+	case Synced:
+		s.hearSync(now, in)
 	case Response:
-		if done := s.pending[in.ID]; done != nil {
-			delete(s.pending, in.ID)
-			if e := in.Answer.Err; e == nil || !e.Network {
+		if p, waited := s.pending[in.ID]; waited {
+			if e := in.Answer.Err; !p.request.Foreign() && (e == nil || !e.Network) {
 				s.contact(now)
 			}
-			done(now, in.Answer)
+			if s.askAsBefore(p, in.Answer.Err) {
+				break
+			}
+			delete(s.pending, in.ID)
+			p.done(now, in.Answer)
+			if p.of != nil {
+				s.step(now, p.of)
+			}
 		}
+	case Delivered:
+		s.delivered(now, in)
+	case ToDevice:
+		s.toDevice(now, in)
+	case Timeline:
+		s.timeline(now, in)
 	case ServerDate:
 		s.contact(now)
-		s.clock.learn(now, in.UnixMS, 1500)
+		s.learnClock(now, in.UnixMS, 1500)
 	case Join:
 		command(in.Session, func(o *own) error { return o.start(now, in.Params) })
 	case Leave:
 		command(in.Session, func(o *own) error { return o.stop(now, "left") })
+	case DelegateLeave:
+		command(in.Session, func(o *own) error { return o.delegateLeave(in.Delegate) })
 	case UpdateIntent:
 		command(in.Session, func(o *own) error { return o.updateIntent(now, in.Intent) })
 	case UpdateApplicationData:
@@ -148,11 +210,46 @@ func (s *Set) Handle(now Time, in Input) (err error) {
 		command(in.Session, func(o *own) error { return nil })
 	case Tick:
 	}
+	if s.clockSet {
+		s.clockSet = false
+		for _, r := range s.rooms {
+			r.flush(now)
+		}
+	}
 	if touched != nil {
 		s.step(now, touched)
 	}
 	s.runTimers(now)
 	return err
+}
+
+// hearSync tells those who wait for their room why it does not come.
+func (s *Set) hearSync(now Time, in Synced) {
+	another := in.Err == nil && s.synced
+	s.synced = s.synced || in.Err == nil
+	var waiting []uint64
+	for session, o := range s.sessions {
+		if o.phase == clearing && !o.room.known && !(another && now.Boot < o.roomBy) {
+			waiting = append(waiting, session)
+		}
+	}
+	slices.Sort(waiting)
+	for _, session := range waiting {
+		o := s.sessions[session]
+		o.noRoom(now, in)
+		s.step(now, o)
+	}
+}
+
+// delivered finds the session whose keys were sent.
+func (s *Set) delivered(now Time, in Delivered) {
+	for _, o := range s.sessions {
+		if o.keys.flights[in.Request] != nil {
+			o.keys.delivered(now, in.Request, in.Deliveries, in.Last)
+			s.step(now, o)
+			return
+		}
+	}
 }
 
 // Outputs drains what is to be done.
@@ -180,6 +277,33 @@ func (s *Set) Idle() bool {
 	return true
 }
 
+// Awaits says whether an answer to a request would still count.
+func (s *Set) Awaits(request uint64) bool { _, waits := s.pending[request]; return waits }
+
+// ManagesKeys says whether some session has, or has had, media keys to take in.
+func (s *Set) ManagesKeys() bool { return s.managesKeys }
+
+// KeyRooms are the rooms in whose calls we are with media keys.
+func (s *Set) KeyRooms() map[id.RoomID]int { return maps.Clone(s.keyed) }
+
+// InKeyRooms says whether there are such rooms.
+func (s *Set) InKeyRooms() bool { return len(s.keyed) > 0 }
+
+// Encryption says whether a room is encrypted, once its state is known.
+func (s *Set) Encryption(roomID id.RoomID) (encrypted, known bool) {
+	r := s.rooms[roomID]
+	return r != nil && r.encrypted, r != nil && r.known
+}
+
+// Wipe forgets all media keys, as far as Go allows: nothing will be handled any more.
+func (s *Set) Wipe() {
+	for _, o := range s.sessions {
+		o.keys.wipe()
+		o.rings.wipe()
+	}
+	s.held.drop(func(*heldKey) bool { return true })
+}
+
 // LeaveAll asks every joined session to leave.
 func (s *Set) LeaveAll(now Time) {
 	for _, o := range s.sessions {
@@ -195,6 +319,7 @@ func (s *Set) LeaveAll(now Time) {
 func (s *Set) step(now Time, o *own) {
 	o.step(now)
 	if o.closed && o.phase == idle && len(o.discards) == 0 {
+		o.rings.wipe()
 		delete(s.sessions, o.session)
 		if o.slot.session == o {
 			o.slot.session = nil
@@ -220,12 +345,80 @@ func (s *Set) runTimers(now Time) {
 	}
 }
 
-func (s *Set) request(r wire.Request, done func(Time, wire.Answer)) uint64 {
+// request sends a request of a session, which steps when there is an answer, or of nobody's.
+func (s *Set) request(o *own, r wire.Request, done func(Time, wire.Answer)) uint64 {
 	s.nextRequest++
 	r.ID = s.nextRequest
-	s.pending[r.ID] = done
-	s.outputs = append(s.outputs, Output{Request: &r})
+	if o != nil {
+		r.Session, r.Room = o.session, o.room.id
+		o.stats.Requests++
+	}
+	r.InBody = s.actionsInBody && r.DelayID != ""
+	s.send(pending{&r, o, done})
 	return r.ID
+}
+
+func (s *Set) send(p pending) {
+	s.pending[p.request.ID] = p
+	s.outputs = append(s.outputs, Output{Request: p.request})
+}
+
+// askAsBefore repeats a request in the form that older servers know, where ours turns out to be one.
+func (s *Set) askAsBefore(p pending, e *wire.Error) bool {
+	if e == nil || !e.Unsupported || p.request.InBody || p.request.DelayID == "" {
+		return false
+	}
+	s.actionsInBody = true
+	again := *p.request
+	again.InBody = true
+	p.request = &again
+	s.send(p)
+	return true
+}
+
+// ask sends a request, of a session or of nobody's, unless the task is busy or pausing. It answers
+// when to look again, and whether the request went out. done also gets what comes to a session after
+// the local timeout, with late set; that does not count for the task.
+func (s *Set) ask(now Time, o *own, t *task, r wire.Request, done func(now Time, a wire.Answer, late bool)) (again time.Duration, sent bool) {
+	switch {
+	case t.inflight != 0 && now.Boot >= t.timeoutAt:
+		s.abandon(t.inflight)
+		t.inflight = 0
+		done(now, wire.Answer{Err: &wire.Error{Network: true, Message: "no answer in time"}}, false)
+		return now.Boot, false // done may have changed everything
+	case t.inflight != 0:
+		return t.timeoutAt, false
+	case now.Boot < t.notBefore:
+		return t.notBefore, false
+	}
+	if r.Timeout == 0 {
+		r.Timeout = requestTimeout
+	}
+	t.askedAt, t.timeoutAt = now.Boot, now.Boot+r.Timeout
+	var asked uint64
+	asked = s.request(o, r, func(now Time, a wire.Answer) {
+		switch late := t.inflight != asked; {
+		case !late:
+			t.inflight = 0
+			if a.Err == nil {
+				t.failures, t.limits = 0, 0
+			}
+			done(now, a, false)
+		case o != nil:
+			done(now, a, true)
+		}
+	})
+	t.inflight = asked
+	return t.timeoutAt, true
+}
+
+// backOff makes a task pause after a failure, as long as the server says or longer each time.
+func (s *Set) backOff(now Time, t *task, e *wire.Error) time.Duration {
+	pause := min(time.Second<<min(t.failures, 10), retryAtMost)
+	t.failures++
+	pause = pause/2 + time.Duration(s.random()*float64(pause/2))
+	t.notBefore = now.Boot + max(pause, min(e.RetryAfter, time.Hour))
+	return t.notBefore - now.Boot
 }
 
 // abandon keeps listening for a late answer, within bounds.
@@ -275,36 +468,23 @@ func (s *Set) maxDelay(now Time) (known bool, wait time.Duration) {
 	if s.capKnown || s.capTries >= 3 {
 		return true, 0
 	}
-	if s.capTask.inflight == 0 && now.Boot >= s.capTask.notBefore {
-		s.capTask.inflight = s.request(wire.Request{Kind: wire.GetCapabilities, Timeout: requestTimeout}, func(now Time, a wire.Answer) {
-			s.capTask.inflight = 0
-			if a.Err != nil {
-				s.capTries++
-				s.capTask.notBefore = now.Boot + time.Duration((0.5+s.random()/2)*float64(time.Second))
-			} else {
-				s.capKnown = true
-				if a.DelayedEvents != nil {
-					s.delayed = *a.DelayedEvents
-				}
-			}
-			for _, o := range s.sessions {
-				if o.phase == clearing {
-					s.timers.set(&o.timer, now.Boot)
-				}
-			}
-		})
-		s.capTask.timeoutAt = now.Boot + requestTimeout
-	}
-	if s.capTask.inflight != 0 {
-		if now.Boot >= s.capTask.timeoutAt {
-			s.abandon(s.capTask.inflight)
-			s.capTask.inflight = 0
+	wait, _ = s.ask(now, nil, &s.capTask, wire.Request{Kind: wire.GetCapabilities}, func(now Time, a wire.Answer, _ bool) {
+		if a.Err != nil {
 			s.capTries++
-			return s.capTries >= 3, now.Boot + time.Second
+			s.backOff(now, &s.capTask, a.Err)
+		} else {
+			s.capKnown = true
+			if a.DelayedEvents != nil {
+				s.delayed = *a.DelayedEvents
+			}
 		}
-		return false, s.capTask.timeoutAt
-	}
-	return false, s.capTask.notBefore
+		for _, o := range s.sessions {
+			if o.phase == clearing {
+				s.timers.set(&o.timer, now.Boot)
+			}
+		}
+	})
+	return s.capKnown || s.capTries >= 3, wait
 }
 
 // serverClock is the homeserver's time, told by what it sends, carried on by the boot clock, so
@@ -322,12 +502,39 @@ func (c *serverClock) at(now Time) int64 {
 	return c.unix + (now.Boot - c.boot).Milliseconds()
 }
 
-// learn takes a new reading if the clock is off by more than the reading may be.
-func (c *serverClock) learn(now Time, unixMS int64, tolerance int64) {
-	if d := c.at(now) - unixMS; c.known && d < tolerance && d > -tolerance {
+// learnClock takes a new reading if the clock is off by more than the reading may be. What seemed
+// to have expired by a clock that was ahead comes back.
+func (s *Set) learnClock(now Time, unixMS int64, tolerance int64) {
+	c := &s.clock
+	off := c.at(now) - unixMS
+	if c.known && off < tolerance && off > -tolerance {
 		return
 	}
+	first := !c.known
 	c.known, c.unix, c.boot = true, unixMS, now.Boot
+	wrong := off >= tolerance || off <= -tolerance
+	s.clockSet = s.clockSet || first || wrong
+	for _, r := range s.rooms {
+		for _, sl := range r.slots {
+			if first {
+				sl.roster.bound(s.latestExpiry(now))
+				sl.touch()
+			}
+			if wrong {
+				sl.roster.revive(unixMS)
+				sl.touch()
+			}
+		}
+	}
+}
+
+// latestExpiry is when a membership that comes now ends at the latest, whenever its event claims to
+// be from. Until the homeserver has told the time it may be any: ours may be wrong by years.
+func (s *Set) latestExpiry(now Time) int64 {
+	if !s.clock.known {
+		return math.MaxInt64
+	}
+	return s.serverTime(now) + s.cfg.MaxExpiry.Milliseconds()
 }
 
 // --- timers
@@ -378,6 +585,7 @@ func (s *Set) Info(now Time, session uint64) (Info, bool) {
 		ProbablyLeft: o.probably, DelayID: o.delayID(),
 		RoomVersion: o.room.version, Encrypted: o.room.encrypted,
 		MemberCount: o.slot.roster.len(), Statistics: o.stats,
+		KeysManaged: o.keys.on, KeyRotationSuppressed: o.keys.suppressed, LeaveDelegated: o.sw.delegated,
 	}
 	if m := o.slot.roster.oldest(); m != nil {
 		callID := wire.CallID(o.slot.id)
@@ -443,6 +651,19 @@ type Snapshot struct {
 	RefusedAll  int               `json:"refused_count"`
 	Settings    map[string]int64  `json:"settings"`
 	Foci        []json.RawMessage `json:"foci"`
+	Keys        KeysSnapshot      `json:"keys"`
+}
+
+// KeysSnapshot says how the distribution of media keys stands.
+type KeysSnapshot struct {
+	Peers       int            `json:"peers"`
+	InUse       *int           `json:"in_use_index"`
+	Next        *int           `json:"next_index"`
+	InFlight    int            `json:"in_flight"`   // requests
+	Retrying    int            `json:"retrying"`    // copies that failed and are tried again
+	Held        int            `json:"held"`        // messages of devices that are not in the call, all rooms
+	Refused     map[string]int `json:"refused"`     // messages that were not taken in, all rooms
+	Unreachable []wire.Device  `json:"unreachable"` // that some key has not reached
 }
 
 // RefusedMember is a member event that was not taken in.
@@ -478,11 +699,13 @@ func (s *Set) DebugSnapshot(now Time, session uint64) (Snapshot, bool) {
 	if o.sw.id != "" {
 		snap.SwitchDueMS = in(o.sw.dueAt)
 	}
+	snap.Keys = o.keys.snapshot()
 	return snap, true
 }
 
 // SetIdentity names our user and device once the homeserver has told them. It must come before
 // any room's state.
-func (s *Set) SetIdentity(user id.UserID, device id.DeviceID) {
+func (s *Set) SetIdentity(now Time, user id.UserID, device id.DeviceID) {
 	s.cfg.UserID, s.cfg.DeviceID = user, device
+	s.offers.step(now)
 }
