@@ -5,6 +5,8 @@ package client
 
 import (
 	"context"
+	cryptorand "crypto/rand"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -12,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"libmatrixrtc/core/livekit"
 	"libmatrixrtc/core/session"
 	"libmatrixrtc/core/wire"
 
@@ -34,27 +37,37 @@ type Client struct {
 	sink func(Event)
 	log  func(level int, msg string, fields map[string]any)
 
-	mu       sync.Mutex
-	set      *session.Set
-	state    state
-	failure  string
-	timer    *time.Timer
-	manual   session.Time  // the clock of host-driven mode with a manual clock
-	changed  chan struct{} // closed and replaced whenever something happened: what waiters wait on
-	outcome  map[uint64]leaveOutcome
-	info     Info
-	rooms    map[id.RoomID]bool // joined, as far as the sync told
-	inflight map[uint64]wire.Request
+	mu        sync.Mutex
+	set       *session.Set
+	state     state
+	failure   string
+	timer     *time.Timer
+	manual    session.Time  // the clock of host-driven mode with a manual clock
+	changed   chan struct{} // closed and replaced whenever something happened: what waiters wait on
+	outcome   map[uint64]leaveOutcome
+	info      Info
+	rooms     map[id.RoomID]bool // joined, as far as the sync told
+	inflight  map[uint64]wire.Request
+	sending   map[uint64]context.CancelFunc // of keys, by request
+	crypt     encryption
+	keyEvents bool // room events with media keys are asked for
 
 	http       *http.Client
 	token      Secret
 	refresh    Secret
-	tokenSet   chan struct{} // closed and replaced when a new token is there
-	refreshing sync.Mutex
-	ctx        context.Context
-	cancel     context.CancelFunc
-	running    sync.WaitGroup
-	stopBy     time.Time
+	tokenSet   chan struct{}      // closed and replaced when a new token is there
+	password   Secret             // to log in again after a soft logout; "" once it was refused
+	rejection  *wire.HTTPResponse // how the homeserver refused our token for good
+	cancelSync context.CancelFunc // of the sync that is under way
+
+	renewing    sync.Mutex
+	renewFailed *wire.HTTPResponse // why the last attempt to get a new token came to nothing
+	renewAgain  time.Time          // not before
+
+	ctx     context.Context
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+	stopBy  time.Time
 }
 
 type state string
@@ -100,8 +113,9 @@ func New(cfg Config, sink func(Event), log func(level int, msg string, fields ma
 	c := &Client{
 		cfg: cfg, sink: sink, log: log, state: created,
 		changed: make(chan struct{}), tokenSet: make(chan struct{}),
-		outcome: map[uint64]leaveOutcome{}, rooms: map[id.RoomID]bool{}, inflight: map[uint64]wire.Request{},
-		token: cfg.AccessToken, refresh: cfg.RefreshToken,
+		outcome: map[uint64]leaveOutcome{}, rooms: map[id.RoomID]bool{}, inflight: map[uint64]wire.Request{}, sending: map[uint64]context.CancelFunc{},
+		token: cfg.AccessToken, refresh: cfg.RefreshToken, password: cfg.Password,
+		crypt: encryption{opened: make(chan struct{}), settled: make(chan struct{})},
 	}
 	if log == nil {
 		c.log = func(int, string, map[string]any) {}
@@ -114,17 +128,30 @@ func New(cfg Config, sink func(Event), log func(level int, msg string, fields ma
 			return nil, err
 		}
 	}
-	c.makeSet(cfg.UserID, cfg.DeviceID)
+	c.set = c.newSet()
 	return c, nil
 }
 
-func (c *Client) makeSet(user id.UserID, device id.DeviceID) {
-	c.info.UserID, c.info.DeviceID = user, device
-	if c.set == nil {
-		c.set = session.NewSet(session.SetConfig{UserID: user, DeviceID: device, Rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))})
-		return
+// newSet makes the set. Who we are is not said before we have logged in: until then nothing is asked.
+func (c *Client) newSet() *session.Set {
+	trust, _ := c.cfg.sfuTrust() // validated
+	s := session.SetConfig{
+		NewKey: newKey, SFUTrust: trust, PrivateSFUs: livekit.Private(c.cfg.HomeserverURL),
+		Rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 	}
-	c.set.SetIdentity(user, device)
+	if v := c.cfg.MaxMembershipExpiryMS; v != nil {
+		s.MaxExpiry = time.Duration(*v) * time.Millisecond
+	}
+	if c.HostDriven() {
+		s.UserID, s.DeviceID = c.cfg.UserID, c.cfg.DeviceID
+	}
+	return session.NewSet(s)
+}
+
+func newKey(length int) []byte {
+	key := make([]byte, length)
+	cryptorand.Read(key) // never fails
+	return key
 }
 
 // now reads both clocks.
@@ -162,8 +189,8 @@ func (c *Client) catch(err *error) {
 	if p == nil {
 		return
 	}
-	if c.state == closed {
-		return // freed: nobody is told
+	if c.state == closed || c.state == failed {
+		return // nobody is to be told, or was
 	}
 	c.state = failed
 	c.failure = fmt.Sprintf("internal error: %v", p)
@@ -176,6 +203,26 @@ func (c *Client) catch(err *error) {
 	}
 }
 
+// Fail ends the client after a panic outside its lock, and answers the error.
+func (c *Client) Fail(p any) (err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer c.catch(&err)
+	panic(p)
+}
+
+// closeStore lets go of the store once nobody uses it any more.
+func (c *Client) closeStore() {
+	c.running.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer c.catch(nil)
+	if m := c.crypt.machine; m != nil {
+		c.crypt.machine = nil
+		m.Close()
+	}
+}
+
 // spawn is the one way to start a goroutine. The lock is held.
 func (c *Client) spawn(f func()) {
 	c.running.Add(1)
@@ -183,10 +230,7 @@ func (c *Client) spawn(f func()) {
 		defer c.running.Done()
 		defer func() {
 			if p := recover(); p != nil {
-				c.mu.Lock()
-				defer c.mu.Unlock()
-				defer c.catch(nil)
-				panic(p)
+				_ = c.Fail(p)
 			}
 		}()
 		f()
@@ -200,7 +244,10 @@ func (c *Client) signal() {
 }
 
 func (c *Client) emit(e Event) {
-	e.TS = c.now().Wall
+	e.TS = c.manual.Wall
+	if c.cfg.Clock != "manual" {
+		e.TS = time.Now().UnixMilli()
+	}
 	c.sink(e)
 }
 
@@ -212,13 +259,28 @@ func (c *Client) drain() {
 			c.perform(*o.Request)
 			continue
 		}
-		if left, ok := o.Event.Data.(session.Left); ok {
-			c.outcome[o.Event.Session] = leaveOutcome{done: true, sent: left.Sent}
+		switch e := o.Event.Data.(type) {
+		case session.Left:
+			c.outcome[o.Event.Session] = leaveOutcome{done: true, sent: e.Sent}
+		case session.MembershipManagerError:
+			c.log(2, "trouble with our membership", map[string]any{"room_id": o.Event.Room, "error": e.Message, "errcode": e.Errcode, "http_status": e.HTTPStatus})
+		case session.SFUFailed:
+			c.log(2, "an SFU cannot be entered", map[string]any{"room_id": o.Event.Room, "service_url": e.ServiceURL, "reason": e.Reason, "error": e.Message})
 		}
 		c.emit(Event{Name: o.Event.Name, Session: o.Event.Session, RoomID: o.Event.Room, Data: o.Event.Data})
 	}
+	c.cancelUnwanted()
 	if len(outputs) > 0 {
 		c.signal()
+	}
+	if !c.crypt.wanted && c.set.ManagesKeys() {
+		c.wantEncryption()
+	}
+	if keys := c.set.InKeyRooms(); keys != c.keyEvents {
+		c.keyEvents = keys
+		if keys && c.cancelSync != nil {
+			c.cancelSync() // it would pass over the room events with the keys that now come
+		}
 	}
 	if c.state == stopping && c.set.Idle() {
 		c.halt()
@@ -294,8 +356,10 @@ func (c *Client) halt() {
 	if c.timer != nil {
 		c.timer.Stop()
 	}
-	c.tellSync("stopped", nil)
+	c.info.SyncState = "stopped"
+	c.emit(Event{Name: "sync_state", Data: map[string]any{"state": "stopped"}}) // also of a client that never synced
 	c.signal()
+	go c.closeStore()
 }
 
 // StopWait is Stop and waits until it is done; a negative timeout waits for ever.
@@ -303,11 +367,15 @@ func (c *Client) StopWait(timeout time.Duration) error {
 	if err := c.Stop(); err != nil {
 		return err
 	}
-	if !c.waitFor(timeout, func() bool { return c.state == stopped || c.state == failed || c.state == closed }) {
+	if !c.waitFor(timeout, c.over) {
 		return &Error{Status: Timeout, Message: "not stopped in time"}
 	}
+	c.closeStore()
 	return nil
 }
+
+// over: nothing will happen any more. The lock is held.
+func (c *Client) over() bool { return c.state == stopped || c.state == failed || c.state == closed }
 
 // waitFor waits until cond, asked under the lock, is true.
 func (c *Client) waitFor(timeout time.Duration, cond func() bool) bool {
@@ -341,6 +409,7 @@ func (c *Client) Close() {
 		return
 	}
 	c.state = closed
+	c.set.Wipe()
 	c.cancel()
 	if c.timer != nil {
 		c.timer.Stop()
@@ -349,6 +418,7 @@ func (c *Client) Close() {
 		c.http.CloseIdleConnections()
 	}
 	c.signal()
+	go c.closeStore()
 }
 
 // Info answers what is true of the client.
@@ -368,6 +438,13 @@ func (c *Client) Info() (info Info, err error) {
 func (c *Client) Sessions() (calls []session.RoomCall, err error) {
 	err = c.do(func(session.Time) error { calls = c.set.Sessions(); return nil })
 	return calls, err
+}
+
+// Transports are where the homeserver offers to have the media of calls; known says whether it has
+// been asked with success. What changes is told by transports_changed.
+func (c *Client) Transports() (list []json.RawMessage, known bool, err error) {
+	err = c.do(func(now session.Time) error { list, known = c.set.Transports(now); return nil })
+	return list, known, err
 }
 
 // HostDriven says whether the host makes the requests.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"libmatrixrtc/core/session"
+
+	"maunium.net/go/mautrix/id"
 )
 
 func TestTwoClientsSeeEachOtherComeAndGo(t *testing.T) {
@@ -20,7 +22,7 @@ func TestTwoClientsSeeEachOtherComeAndGo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Join(session.JoinParams{}); err != nil {
+		if err := s.Join(session.JoinParams{FociPreferred: []json.RawMessage{}}); err != nil {
 			t.Fatal(err)
 		}
 		return d, s
@@ -39,7 +41,7 @@ func TestTwoClientsSeeEachOtherComeAndGo(t *testing.T) {
 	if err := b.StopWait(20 * time.Second); err != nil {
 		t.Fatal(err)
 	}
-	if err := leaving.Join(session.JoinParams{}); AsError(err) == nil || AsError(err).Status != ErrInvalidState {
+	if err := leaving.Join(session.JoinParams{FociPreferred: []json.RawMessage{}}); AsError(err) == nil || AsError(err).Status != ErrInvalidState {
 		t.Fatalf("join after stop: %v", err)
 	}
 	// A stop leaves what is joined.
@@ -47,6 +49,79 @@ func TestTwoClientsSeeEachOtherComeAndGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.wait("left", func(e Event) bool { l, ok := e.Data.(session.Left); return ok && l.Sent })
+}
+
+// A leave is waited for by itself: that an earlier one has reached the server says nothing of it.
+func TestLeaveAfterALeave(t *testing.T) {
+	f := newFake(t)
+	var down atomic.Bool
+	f.override = func(w http.ResponseWriter, r *http.Request) bool {
+		if down.Load() {
+			answer(w, 502, map[string]any{})
+		}
+		return down.Load()
+	}
+	d := newDriver(t, Config{HomeserverURL: f.URL, AccessToken: "a"}).start()
+	s, err := d.OpenSession(room, session.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	connected := func(e Event) bool {
+		c, ok := e.Data.(session.StatusChanged)
+		return ok && c.Status == session.Connected
+	}
+	params := session.JoinParams{FociPreferred: []json.RawMessage{}}
+	if err := s.Join(params); err != nil {
+		t.Fatal(err)
+	}
+	d.wait("connected", connected)
+	if err := s.Leave(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Join(params); err != nil { // before the first leave has ended
+		t.Fatal(err)
+	}
+	d.wait("connected again", connected)
+	down.Store(true)
+	if sent, err := s.LeaveWait(time.Millisecond); sent || err != nil {
+		t.Errorf("sent %v, %v, and the homeserver is down", sent, err)
+	}
+	down.Store(false)
+	if sent, err := s.LeaveWait(-1); !sent || err != nil {
+		t.Errorf("sent %v, %v, and the homeserver is there", sent, err)
+	}
+}
+
+// Whatever is called, nothing is asked before the start; what was called for is asked then.
+func TestNothingBeforeTheStart(t *testing.T) {
+	for _, user := range []id.UserID{"", "@a:x"} {
+		f := newFake(t) // what one client asks may arrive after its end
+		var first atomic.Value
+		f.override = func(w http.ResponseWriter, r *http.Request) bool {
+			first.CompareAndSwap(nil, r.URL.Path)
+			if !strings.HasSuffix(r.URL.Path, "/rtc/transports") {
+				return false
+			}
+			answer(w, 200, map[string]any{"rtc_transports": []any{map[string]string{"type": "livekit", "livekit_service_url": "https://lk.x"}}})
+			return true
+		}
+		d := newDriver(t, Config{HomeserverURL: f.URL, AccessToken: "a", UserID: user})
+		if _, known, err := d.Transports(); known || err != nil {
+			t.Fatal(known, err)
+		}
+		s, err := d.OpenSession(room, session.OpenOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Join(session.JoinParams{}); err != nil {
+			t.Fatal(err)
+		}
+		d.start()
+		d.wait("transports_changed", func(e Event) bool { return e.Name == session.EventTransportsChanged })
+		if path := first.Load().(string); !strings.HasSuffix(path, "/whoami") {
+			t.Errorf("user %q: the first request is %s", user, path)
+		}
+	}
 }
 
 // A client that vanishes is removed by its delayed leave.
@@ -61,7 +136,7 @@ func TestVanishedClientIsRemovedByItsDelayedLeave(t *testing.T) {
 	if _, err := watcher.OpenSession(room, session.OpenOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	var p session.JoinParams
+	p := session.JoinParams{FociPreferred: []json.RawMessage{}}
 	if err := json.Unmarshal([]byte(`{"delayed_leave_delay_ms": 2000, "delayed_leave_restart_ms": 1000}`), &p); err != nil {
 		t.Fatal(err)
 	}
@@ -116,6 +191,56 @@ func TestWrongPassword(t *testing.T) {
 	}
 	if n := f.count("login"); n != 1 {
 		t.Fatalf("%d attempts", n)
+	}
+}
+
+// Whoever joins and then waits for events of the session hears why none come.
+func TestJoinThatCannotBeginIsTold(t *testing.T) {
+	trouble := func(d *driver, roomID string) session.MembershipManagerError {
+		s, err := d.OpenSession(roomID, session.OpenOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Join(session.JoinParams{FociPreferred: []json.RawMessage{}}); err != nil {
+			t.Fatal(err)
+		}
+		d.start()
+		e := d.wait("membership_manager_error", func(e Event) bool { return e.Name == "membership_manager_error" })
+		return e.Data.(session.MembershipManagerError)
+	}
+	refused := newFake(t)
+	refused.override = func(w http.ResponseWriter, r *http.Request) bool {
+		answer(w, 403, map[string]string{"errcode": "M_FORBIDDEN", "error": "Invalid password"})
+		return true
+	}
+	d := newDriver(t, Config{HomeserverURL: refused.URL, UserID: "@a:x", Password: "wrong"})
+	if told := trouble(d, room); told.Recoverable || told.Errcode != "M_FORBIDDEN" || told.Message != "Invalid password" {
+		t.Errorf("wrong password: %+v", told)
+	}
+	d.wait("left", func(e Event) bool { l, ok := e.Data.(session.Left); return ok && l.Reason == "no_sync" })
+
+	f := newFake(t)
+	d = newDriver(t, Config{HomeserverURL: f.URL, AccessToken: "a"})
+	if told := trouble(d, "!elsewhere:x"); !told.Recoverable || !strings.Contains(told.Message, "not in the room") {
+		t.Errorf("wrong room: %+v", told)
+	}
+	silent := newFake(t)
+	silent.Close()
+	d = newDriver(t, Config{HomeserverURL: silent.URL, AccessToken: "a"})
+	if told := trouble(d, room); !told.Recoverable || !strings.Contains(told.Message, "no answer from the homeserver") {
+		t.Errorf("no homeserver: %+v", told)
+	}
+}
+
+func TestURLOfSomethingElse(t *testing.T) {
+	f := newFake(t)
+	f.override = func(w http.ResponseWriter, r *http.Request) bool {
+		http.NotFound(w, r)
+		return true
+	}
+	d := newDriver(t, Config{HomeserverURL: f.URL, AccessToken: "a"}).start()
+	if e := d.waitSync("reconnecting"); e == nil || !strings.Contains(e.Message, "is this the URL of a homeserver?") {
+		t.Fatalf("error: %+v", e)
 	}
 }
 
@@ -210,10 +335,13 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 		"/homeserver_url": {HomeserverURL: "matrix.org", AccessToken: "a"},
 		"/access_token":   {HomeserverURL: "https://x"},
 		"/user_id":        {HomeserverURL: "https://x", Password: "p"},
+		"/recovery_key":   {HomeserverURL: "https://x", AccessToken: "a", RecoveryKey: "EsTc no such key"},
 		"/ca_file":        {HomeserverURL: "https://x", AccessToken: "a", CAFile: "/nonexistent"},
 		"/proxy_url":      {HomeserverURL: "https://x", AccessToken: "a", ProxyURL: "gopher://x"},
 		"/clock":          {Mode: "host_driven", UserID: "@a:x", DeviceID: "D", Clock: "sun"},
 		"/device_id":      {Mode: "host_driven", UserID: "@a:x"},
+
+		"/max_membership_expiry_ms": {HomeserverURL: "https://x", AccessToken: "a", MaxMembershipExpiryMS: new(int64)},
 	} {
 		if _, err := New(cfg, func(Event) {}, nil); AsError(err) == nil || AsError(err).Path != path {
 			t.Errorf("%s: %v", path, err)

@@ -1,14 +1,27 @@
 package client
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
+	"libmatrixrtc/core/livekit"
+	"libmatrixrtc/core/session"
+	"libmatrixrtc/core/wire"
+
+	"github.com/tidwall/gjson"
+	"maunium.net/go/mautrix/crypto/utils"
 	"maunium.net/go/mautrix/id"
 )
 
@@ -30,6 +43,17 @@ type Config struct {
 	ProxyURL      string      `json:"proxy_url,omitempty"`
 	CAFile        string      `json:"ca_file,omitempty"` // PEM, trusted beside the system's
 	UserAgent     string      `json:"user_agent,omitempty"`
+
+	// Which authorisation services may have an OpenID token of ours: "members" (whom the members of
+	// a call name; the default), "homeserver" (what it offers), or an array of their URLs.
+	SFUTrust json.RawMessage `json:"sfu_trust,omitempty"`
+
+	// How long a membership of the state generation counts after its event came, whatever it says.
+	MaxMembershipExpiryMS *int64 `json:"max_membership_expiry_ms,omitempty"`
+
+	StorePath   string `json:"store_path,omitempty"`   // Olm sessions, in SQLite; absent: in memory
+	PickleKey   Secret `json:"pickle_key,omitempty"`   // encrypts the store
+	RecoveryKey Secret `json:"recovery_key,omitempty"` // of the account's secret storage
 }
 
 // Secret is a string that no log shows: its printed and JSON forms are a placeholder.
@@ -41,7 +65,32 @@ func (Secret) GoString() string { return "[redacted]" }
 // MarshalJSON keeps secrets out of JSON logs.
 func (Secret) MarshalJSON() ([]byte, error) { return []byte(`"[redacted]"`), nil }
 
+// sfuTrust reads who may have an OpenID token.
+func (c *Config) sfuTrust() (session.SFUTrust, error) {
+	v := gjson.ParseBytes(c.SFUTrust)
+	switch {
+	case len(c.SFUTrust) == 0 || v.Str == "members" || v.Str == "homeserver":
+		return session.SFUTrust{Mode: v.Str}, nil
+	case !v.IsArray():
+		return session.SFUTrust{}, invalid("/sfu_trust", `expected "members", "homeserver" or an array of URLs`)
+	}
+	t := session.SFUTrust{Mode: "list"}
+	for i, u := range v.Array() {
+		if err := livekit.CheckURL(u.Str, true); err != nil {
+			return t, invalid(fmt.Sprintf("/sfu_trust/%d", i), "%v", err)
+		}
+		t.Allowed = append(t.Allowed, strings.TrimRight(u.Str, "/"))
+	}
+	return t, nil
+}
+
 func (c *Config) validate() error {
+	if _, err := c.sfuTrust(); err != nil {
+		return err
+	}
+	if v := c.MaxMembershipExpiryMS; v != nil && (*v < 60_000 || *v > 604_800_000) {
+		return invalid("/max_membership_expiry_ms", "expected 60000 to 604800000, got %d", *v)
+	}
 	switch c.Mode {
 	case "", "managed":
 		c.Mode = "managed"
@@ -64,8 +113,14 @@ func (c *Config) validate() error {
 	switch {
 	case c.AccessToken == "" && c.Password == "":
 		return invalid("/access_token", "expected an access_token, or a user_id and password")
+	case c.StorePath != "" && c.PickleKey == "":
+		return invalid("/pickle_key", "expected a key for the store at store_path")
+	case c.StorePath == "" && c.PickleKey != "":
+		return invalid("/store_path", "expected the file that pickle_key is for")
 	case c.AccessToken == "" && c.UserID == "":
 		return invalid("/user_id", "expected the user to log in as")
+	case c.RecoveryKey != "" && utils.DecodeBase58RecoveryKey(string(c.RecoveryKey)) == nil:
+		return invalid("/recovery_key", "expected a recovery key as it was shown once: 12 groups of 4 letters and digits")
 	}
 	return nil
 }
@@ -81,11 +136,12 @@ func (c *Config) validateHostDriven() error {
 	if !validUserID(c.UserID) {
 		return invalid("/user_id", "expected @localpart:server, got %q", c.UserID)
 	}
-	if c.DeviceID == "" {
-		return invalid("/device_id", "expected the id of this device")
+	if c.DeviceID == "" || len(c.DeviceID) > wire.MaxOwnText {
+		return invalid("/device_id", "expected the id of this device, of at most %d bytes", wire.MaxOwnText)
 	}
-	if c.HomeserverURL != "" || c.Password != "" || c.AccessToken != "" || c.RefreshToken != "" || c.ProxyURL != "" || c.CAFile != "" {
-		return invalid("/mode", "host_driven takes no homeserver_url, credentials, proxy_url or ca_file: it makes no connection")
+	if c.HomeserverURL != "" || c.Password != "" || c.AccessToken != "" || c.RefreshToken != "" || c.ProxyURL != "" || c.CAFile != "" ||
+		c.StorePath != "" || c.PickleKey != "" || c.RecoveryKey != "" {
+		return invalid("/mode", "host_driven takes no homeserver_url, credentials, proxy_url, ca_file, store_path, pickle_key or recovery_key: it makes no connection")
 	}
 	return nil
 }
@@ -95,6 +151,13 @@ func validUserID(u id.UserID) bool {
 	return ok && strings.HasPrefix(local, "@") && server != "" && len(u) <= 255
 }
 
+// HTTP/2 sends everything through one connection. After a sleep or in another network it may be dead
+// without a word; together these are less than the delay of a delayed leave.
+const (
+	pingAfter   = 4 * time.Second // nothing came
+	pingTimeout = 4 * time.Second
+)
+
 // transport is the HTTP client of the config.
 func (c *Config) transport() (*http.Client, error) {
 	t := &http.Transport{
@@ -102,7 +165,18 @@ func (c *Config) transport() (*http.Client, error) {
 		MaxIdleConnsPerHost: 16,
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
+
+		MaxResponseHeaderBytes: 1 << 20,
+
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			d := net.Dialer{Timeout: defaultTimeout}
+			if ctx.Value(publicOnly{}) != nil {
+				d.Control = refusePrivate
+			}
+			return d.DialContext(ctx, network, address)
+		},
 	}
 	if c.ProxyURL != "" {
 		u, err := url.Parse(c.ProxyURL)
@@ -135,4 +209,15 @@ func (c *Config) transport() (*http.Client, error) {
 			return nil
 		},
 	}, nil
+}
+
+// publicOnly marks a request that a stranger has caused: a name of theirs may resolve to an address
+// of our own network.
+type publicOnly struct{}
+
+func refusePrivate(_, address string, _ syscall.RawConn) error {
+	if a, err := netip.ParseAddrPort(address); err != nil || livekit.PrivateAddress(a.Addr()) {
+		return errors.New("the name resolves to an address that is private to our machine or network")
+	}
+	return nil
 }

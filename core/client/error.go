@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"libmatrixrtc/core/session"
+	"libmatrixrtc/core/wire"
 )
 
 // Status is the outcome of a call, as the C ABI numbers it.
@@ -24,6 +25,7 @@ const (
 	ErrForked          Status = -8
 	ErrClientFailed    Status = -9
 	ErrNotFound        Status = -10
+	ErrSFU             Status = -11
 )
 
 var statusNames = map[Status]string{
@@ -32,6 +34,7 @@ var statusNames = map[Status]string{
 	ErrWouldDeadlock: "MRTC_ERR_WOULD_DEADLOCK", ErrHomeserver: "MRTC_ERR_HOMESERVER",
 	ErrNetwork: "MRTC_ERR_NETWORK", ErrInternal: "MRTC_ERR_INTERNAL", ErrForked: "MRTC_ERR_FORKED",
 	ErrClientFailed: "MRTC_ERR_CLIENT_FAILED", ErrNotFound: "MRTC_ERR_NOT_FOUND",
+	ErrSFU: "MRTC_ERR_SFU",
 }
 
 func (s Status) String() string {
@@ -52,10 +55,23 @@ type Error struct {
 	Errcode      string `json:"errcode,omitempty"`
 	HTTPStatus   int    `json:"http_status,omitempty"`
 	RetryAfterMS int64  `json:"retry_after_ms,omitempty"`
+	Reason       string `json:"reason,omitempty"`      // with ErrSFU: one of core/livekit's
 	SoftLogout   bool   `json:"soft_logout,omitempty"` // with M_UNKNOWN_TOKEN: the device still exists
 }
 
 func (e *Error) Error() string { return e.Status.String() + ": " + e.Message }
+
+// wire is the error as sessions know it.
+func (e *Error) wire() *wire.Error {
+	message := e.Message
+	switch {
+	case e.Path != "":
+		message = e.Path + ": " + message
+	case e.Status == ErrNetwork:
+		message = "no answer from the homeserver: " + message
+	}
+	return &wire.Error{Network: e.Status == ErrNetwork, Status: e.HTTPStatus, Code: e.Errcode, Message: message}
+}
 
 func invalid(path, format string, args ...any) *Error {
 	return &Error{Status: ErrInvalidArgument, Path: path, Message: fmt.Sprintf(format, args...)}

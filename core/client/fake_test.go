@@ -177,10 +177,23 @@ func (d *driver) start() *driver {
 	return d
 }
 
+// join joins the call of the room, without a transport.
+func (d *driver) join() *Session {
+	d.t.Helper()
+	s, err := d.OpenSession(room, session.OpenOptions{})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if err := s.Join(session.JoinParams{FociPreferred: []json.RawMessage{}}); err != nil {
+		d.t.Fatal(err)
+	}
+	return s
+}
+
 // wait returns the first event that ok accepts, passing over the others.
 func (d *driver) wait(what string, ok func(Event) bool) Event {
 	d.t.Helper()
-	expired := time.After(20 * time.Second)
+	expired := time.After(30 * time.Second)
 	for {
 		select {
 		case e := <-d.events:
@@ -189,7 +202,7 @@ func (d *driver) wait(what string, ok func(Event) bool) Event {
 			}
 			d.t.Logf("passed over %s: %v", e.Name, e.Data)
 		case <-expired:
-			d.t.Fatalf("no %s within 20 s", what)
+			d.t.Fatalf("no %s within 30 s", what)
 		}
 	}
 }

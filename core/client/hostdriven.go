@@ -2,6 +2,7 @@ package client
 
 import (
 	"encoding/json"
+	"fmt"
 	"math"
 	"time"
 
@@ -17,16 +18,53 @@ import (
 
 // hostRequest is the event "request".
 type hostRequest struct {
-	ID        uint64           `json:"id"`
-	Kind      wire.Kind        `json:"kind"`
-	HTTP      wire.HTTPRequest `json:"http"`
-	Anonymous bool             `json:"anonymous,omitempty"` // to be sent without an access token
+	ID        uint64            `json:"id"`
+	Kind      wire.Kind         `json:"kind"`
+	HTTP      *wire.HTTPRequest `json:"http,omitempty"`
+	Anonymous bool              `json:"anonymous,omitempty"` // to be sent without an access token
+
+	// What the host encrypts itself: for each recipient with Olm, or for the room.
+	Type       string          `json:"type,omitempty"`
+	Content    json.RawMessage `json:"content,omitempty"`
+	Recipients []wire.Device   `json:"recipients,omitempty"`
+	TxnID      string          `json:"txn_id,omitempty"` // of a room event; the same again in a repetition
 }
 
-// FeedInput is what the host's sync received: a raw /sync body, or the state of one room.
+func newHostRequest(r wire.Request) hostRequest {
+	switch r.Kind {
+	case wire.EncryptAndSendToDevice:
+		return hostRequest{ID: r.ID, Kind: r.Kind, Type: r.Type, Content: r.Content, Recipients: r.Recipients}
+	case wire.EncryptAndSendEvent:
+		return hostRequest{ID: r.ID, Kind: r.Kind, Type: r.Type, Content: r.Content, TxnID: r.TxnID}
+	}
+	h := r.HTTP()
+	return hostRequest{ID: r.ID, Kind: r.Kind, HTTP: &h, Anonymous: r.Anonymous}
+}
+
+// FeedInput is what the host's sync received: exactly one of a raw /sync body, the state of one
+// room, to-device messages and room events after their decryption.
 type FeedInput struct {
-	Sync  json.RawMessage `json:"sync,omitempty"`
-	State *FeedState      `json:"state,omitempty"`
+	Sync     json.RawMessage `json:"sync,omitempty"`
+	State    *FeedState      `json:"state,omitempty"`
+	ToDevice []FeedToDevice  `json:"to_device,omitempty"`
+	Timeline *FeedTimeline   `json:"timeline,omitempty"`
+}
+
+// FeedToDevice is a to-device message with the facts of its decryption.
+type FeedToDevice struct {
+	Type         string          `json:"type"`
+	Content      json.RawMessage `json:"content"`
+	Sender       string          `json:"sender"`
+	SenderDevice string          `json:"sender_device,omitempty"` // of the Olm session
+	SenderKey    string          `json:"sender_key,omitempty"`    // curve25519
+	Encrypted    bool            `json:"encrypted"`
+	CrossSigned  bool            `json:"cross_signed,omitempty"`
+}
+
+// FeedTimeline are events of one room after their decryption.
+type FeedTimeline struct {
+	RoomID string          `json:"room_id"`
+	Events json.RawMessage `json:"events"`
 }
 
 // FeedState is state of a room. With complete it is all that calls need of it.
@@ -43,6 +81,10 @@ type ResponseInput struct {
 	Headers      map[string]string `json:"headers,omitempty"`
 	Body         json.RawMessage   `json:"body,omitempty"` // JSON, or a string with the raw text
 	NetworkError string            `json:"network_error,omitempty"`
+
+	// To encrypt_and_send_to_device: what became of it, in as many portions as the host likes.
+	Deliveries []wire.Delivery `json:"deliveries,omitempty"`
+	More       bool            `json:"more,omitempty"` // other portions will follow
 }
 
 // AdvanceInput tells the time of a manual clock.
@@ -73,43 +115,109 @@ func (c *Client) hostDriven(f func(now session.Time) error) error {
 
 // Feed takes in what the host's sync received.
 func (c *Client) Feed(in FeedInput) error {
-	if (in.Sync == nil) == (in.State == nil) {
-		return invalid("", "expected either sync or state")
+	given := 0
+	for _, is := range []bool{in.Sync != nil, in.State != nil, in.ToDevice != nil, in.Timeline != nil} {
+		if is {
+			given++
+		}
+	}
+	if given != 1 {
+		return invalid("", "expected one of sync, state, to_device and timeline")
 	}
 	return c.hostDriven(func(now session.Time) error {
-		if in.Sync != nil {
-			if !gjson.ParseBytes(in.Sync).IsObject() {
+		switch {
+		case in.Sync != nil:
+			body := gjson.ParseBytes(in.Sync)
+			if !body.IsObject() {
 				return invalid("/sync", "expected the JSON object that /sync answered")
 			}
-			return c.handleSync(now, in.Sync)
+			return c.handleSync(now, body)
+		case in.State != nil:
+			return c.feedState(now, *in.State)
+		case in.Timeline != nil:
+			return c.feedTimeline(now, *in.Timeline)
 		}
-		events := gjson.ParseBytes(in.State.Events)
-		if !events.IsArray() {
-			return invalid("/state/events", "expected an array")
+		for i, m := range in.ToDevice {
+			if m.Type == "" || m.Sender == "" {
+				return invalid(fmt.Sprintf("/to_device/%d", i), "expected type and sender")
+			}
 		}
-		if in.State.RoomID == "" || in.State.RoomID[0] != '!' {
-			return invalid("/state/room_id", "expected a room id, which begins with !")
+		for _, m := range in.ToDevice {
+			if err := c.set.Handle(now, session.ToDevice{
+				Type: m.Type, Sender: id.UserID(m.Sender), SenderDevice: id.DeviceID(m.SenderDevice), SenderKey: m.SenderKey,
+				Encrypted: m.Encrypted, CrossSigned: m.CrossSigned, Content: m.Content,
+			}); err != nil {
+				return err
+			}
 		}
-		room := id.RoomID(in.State.RoomID)
-		if in.State.Complete {
-			c.rooms[room] = true
-		}
-		return c.set.Handle(now, session.RoomState{
-			Room: room, Events: appendEvents(nil, events), Reset: in.State.Complete, Complete: in.State.Complete,
-		})
+		return nil
 	})
+}
+
+func (c *Client) feedState(now session.Time, in FeedState) error {
+	events, err := roomEvents("/state", in.RoomID, in.Events)
+	if err != nil {
+		return err
+	}
+	room := id.RoomID(in.RoomID)
+	if in.Complete {
+		c.rooms[room] = true
+	}
+	state := session.RoomState{Room: room, Reset: in.Complete, Complete: in.Complete}
+	addEvents(&state, events)
+	return c.set.Handle(now, state)
+}
+
+func (c *Client) feedTimeline(now session.Time, in FeedTimeline) error {
+	events, err := roomEvents("/timeline", in.RoomID, in.Events)
+	if err != nil {
+		return err
+	}
+	events.ForEach(func(_, raw gjson.Result) bool {
+		if ev, ok := wire.ParseTimelineEvent(raw); ok {
+			_ = c.set.Handle(now, session.Timeline{Room: id.RoomID(in.RoomID), Event: ev})
+		}
+		return true
+	})
+	return nil
+}
+
+func roomEvents(path, roomID string, raw json.RawMessage) (gjson.Result, error) {
+	events := gjson.ParseBytes(raw)
+	if !events.IsArray() {
+		return events, invalid(path+"/events", "expected an array")
+	}
+	if roomID == "" || roomID[0] != '!' {
+		return events, invalid(path+"/room_id", "expected a room id, which begins with !")
+	}
+	return events, nil
 }
 
 // Respond brings the answer to a request. An answer to a request that is no longer waited for is
 // ignored.
 func (c *Client) Respond(in ResponseInput) error {
-	if (in.Status == 0) == (in.NetworkError == "") {
-		return invalid("/status", "expected either status or network_error")
+	given := 0
+	for _, is := range []bool{in.Status != 0, in.NetworkError != "", in.Deliveries != nil} {
+		if is {
+			given++
+		}
+	}
+	if given != 1 {
+		return invalid("/status", "expected one of status, network_error and deliveries")
 	}
 	return c.hostDriven(func(now session.Time) error {
 		r, known := c.inflight[in.ID]
 		if !known {
 			return &Error{Status: ErrNotFound, Path: "/id", Message: "no request of this id waits for an answer"}
+		}
+		if in.Deliveries != nil {
+			if r.Kind != wire.EncryptAndSendToDevice {
+				return invalid("/deliveries", "are for encrypt_and_send_to_device, and this is %s", r.Kind)
+			}
+			if !in.More {
+				delete(c.inflight, in.ID)
+			}
+			return c.set.Handle(now, session.Delivered{Request: in.ID, Deliveries: in.Deliveries, Last: !in.More})
 		}
 		delete(c.inflight, in.ID)
 		h := wire.HTTPResponse{Status: in.Status, Headers: in.Headers, Body: in.Body, NetworkError: in.NetworkError}
@@ -121,7 +229,9 @@ func (c *Client) Respond(in ResponseInput) error {
 				h.Headers["Date"] = v
 			}
 		}
-		c.learnDate(now, h)
+		if !r.Foreign() {
+			c.learnDate(now, h)
+		}
 		return c.set.Handle(now, session.Response{ID: in.ID, Answer: wire.ParseAnswer(r, h)})
 	})
 }

@@ -5,8 +5,11 @@ import (
 	"strings"
 	"time"
 
+	"libmatrixrtc/core/livekit"
 	"libmatrixrtc/core/session"
+	"libmatrixrtc/core/wire"
 
+	"github.com/tidwall/gjson"
 	"maunium.net/go/mautrix/id"
 )
 
@@ -35,9 +38,6 @@ func (c *Client) OpenSession(roomID string, opts session.OpenOptions) (*Session,
 // ID is how events name this session.
 func (s *Session) ID() uint64 { return s.id }
 
-// Client is the client that the session belongs to.
-func (s *Session) Client() *Client { return s.c }
-
 // Close ends the session; if it is joined it leaves in the background.
 func (s *Session) Close() error {
 	return s.c.do(func(now session.Time) error {
@@ -49,11 +49,14 @@ func (s *Session) Close() error {
 
 // Join announces this device and keeps its membership valid until Leave.
 func (s *Session) Join(p session.JoinParams) error {
-	return s.command(session.Join{Session: s.id, Params: p}, func() { s.c.outcome[s.id] = leaveOutcome{} })
+	return s.command(session.Join{Session: s.id, Params: p}, s.forgetOutcome)
 }
 
 // Leave begins to leave. The outcome is the event "left".
-func (s *Session) Leave() error { return s.command(session.Leave{Session: s.id}, nil) }
+func (s *Session) Leave() error { return s.command(session.Leave{Session: s.id}, s.forgetOutcome) }
+
+// forgetOutcome: how an earlier leave has ended, perhaps after this join, says nothing of the next.
+func (s *Session) forgetOutcome() { s.c.outcome[s.id] = leaveOutcome{} }
 
 // LeaveWait leaves, if that has not begun yet, and waits for the outcome; a negative timeout waits
 // for ever. It says whether the leave reached the server in time.
@@ -77,16 +80,13 @@ func (s *Session) LeaveWait(timeout time.Duration) (sent bool, err error) {
 	s.c.waitFor(timeout, func() bool {
 		o, known := s.c.outcome[s.id]
 		sent = o.sent
-		return !known || o.done || s.c.state == failed || s.c.state == closed || s.c.state == stopped
+		return !known || o.done || s.c.over()
 	})
 	return sent, nil
 }
 
 // UpdateIntent changes the call intent; "" removes it.
 func (s *Session) UpdateIntent(intent string) error {
-	if len(intent) > 255 {
-		return invalid("/intent", "expected at most 255 bytes")
-	}
 	return s.command(session.UpdateIntent{Session: s.id, Intent: intent}, nil)
 }
 
@@ -125,6 +125,117 @@ func (s *Session) Info() (info session.Info, err error) {
 func (s *Session) Memberships() (list []session.Member, err error) {
 	err = s.read(func(session.Time) bool { list = s.c.set.Memberships(s.id); return list != nil })
 	return list, err
+}
+
+// EncryptionKeys are the media keys of all participants, our own among them.
+func (s *Session) EncryptionKeys() (keys []session.MediaKey, err error) {
+	err = s.read(func(session.Time) (ok bool) { keys, ok = s.c.set.EncryptionKeys(s.id); return ok })
+	return keys, err
+}
+
+// ParticipantKeys are the media keys of one device, nil where none is known.
+func (s *Session) ParticipantKeys(user id.UserID, device id.DeviceID) (keys []session.MediaKey, err error) {
+	err = s.read(func(session.Time) (ok bool) { keys, ok = s.c.set.ParticipantKeys(s.id, user, device); return ok })
+	return keys, err
+}
+
+// ReemitEncryptionKeys tells every key that is held once more.
+func (s *Session) ReemitEncryptionKeys() error {
+	return s.c.do(func(session.Time) error { return s.c.set.ReemitEncryptionKeys(s.id) })
+}
+
+// OnCallEncryption takes in a room event with media keys, plain or already decrypted. One that is
+// malformed, or says nothing of use, is logged and ignored.
+func (s *Session) OnCallEncryption(event json.RawMessage) error {
+	ev, ok := wire.ParseTimelineEvent(gjson.ParseBytes(event))
+	return s.c.do(func(now session.Time) error {
+		ignored := "expected a room event with type, sender and content"
+		if ok {
+			var err error
+			if ignored, err = s.c.set.CallEncryption(now, s.id, ev); err != nil {
+				return err
+			}
+		}
+		if ignored != "" {
+			s.c.log(1, "a call encryption event was ignored", map[string]any{"reason": ignored, "sender": string(ev.Sender)})
+		}
+		return nil
+	})
+}
+
+// DelegateLeave has our delayed leave handed over to the authorisation service of the SFU that we
+// publish to, while we are connected there, or kept by ourselves.
+func (s *Session) DelegateLeave(delegate bool) error {
+	return s.command(session.DelegateLeave{Session: s.id, Delegate: delegate}, nil)
+}
+
+// SFUs are the SFUs of the call, each with those who publish there, and how many more were named
+// than are looked at.
+func (s *Session) SFUs() (list []session.SFU, ignored int, err error) {
+	err = s.read(func(session.Time) (ok bool) { list, ignored, ok = s.c.set.SFUs(s.id); return ok })
+	return list, ignored, err
+}
+
+// SFUToken is the token of an SFU ("" where we publish), which is kept fresh from now on; nil while
+// it is on its way.
+func (s *Session) SFUToken(sfu string) (*session.SFUToken, error) {
+	token, _, _, err := s.sfuToken(sfu)
+	return token, err
+}
+
+// SFUTokenWait waits for the token, or for an attempt that fails; a negative timeout waits for ever.
+func (s *Session) SFUTokenWait(sfu string, timeout time.Duration) (token *session.SFUToken, err error) {
+	if s.c.HostDriven() {
+		return nil, &Error{Status: ErrWouldDeadlock, Message: "a host-driven client cannot wait: the host itself makes the requests"}
+	}
+	deadline := time.Now().Add(timeout)
+	for {
+		token, failure, before, err := s.sfuToken(sfu)
+		if token != nil || err != nil {
+			return token, err
+		}
+		if failure != nil && failure.Reason == livekit.Untrusted {
+			return nil, sfuError(failure)
+		}
+		left := timeout
+		if timeout >= 0 {
+			left = max(time.Until(deadline), 0)
+		}
+		attempts, over := before, false
+		if !s.c.waitFor(left, func() bool {
+			over = s.c.over()
+			token, failure, attempts, err = s.c.set.HeldSFUToken(s.id, sfu)
+			return token != nil || err != nil || attempts < 0 || failure != nil && attempts > before || over
+		}) {
+			return nil, &Error{Status: Timeout, Message: "no token in time"}
+		}
+		switch {
+		case token != nil || err != nil:
+			return token, err
+		case over:
+			return nil, wrongState("the client is stopped")
+		case failure != nil && attempts > before:
+			return nil, sfuError(failure)
+		}
+		// We publish elsewhere by now, or it has left the call and come back: nobody has asked there yet.
+	}
+}
+
+func (s *Session) sfuToken(sfu string) (token *session.SFUToken, failure *livekit.Failure, attempts int, err error) {
+	err = s.c.do(func(now session.Time) (err error) {
+		token, failure, attempts, err = s.c.set.SFUToken(now, s.id, sfu)
+		return err
+	})
+	return token, failure, attempts, err
+}
+
+func sfuError(f *livekit.Failure) *Error {
+	return &Error{Status: ErrSFU, Reason: f.Reason, Message: f.Message}
+}
+
+// SFUConnected takes in what the host tells of its media connection.
+func (s *Session) SFUConnected(c session.SFUConnection) error {
+	return s.c.do(func(now session.Time) error { return s.c.set.SFUConnected(now, s.id, c) })
 }
 
 // DebugSnapshot answers why the session is as it is.
