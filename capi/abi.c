@@ -68,6 +68,7 @@ PUBLIC const char *mrtc_status_name(mrtc_status status) {
     case MRTC_ERR_FORKED: return "MRTC_ERR_FORKED";
     case MRTC_ERR_CLIENT_FAILED: return "MRTC_ERR_CLIENT_FAILED";
     case MRTC_ERR_NOT_FOUND: return "MRTC_ERR_NOT_FOUND";
+    case MRTC_ERR_SFU: return "MRTC_ERR_SFU";
   }
   return "MRTC_ERR_UNKNOWN";
 }
@@ -96,6 +97,7 @@ ENTER(client_next_event, (mrtc_client client, int64_t timeout_ms, char **out), c
 ENTER(client_event_fd, (mrtc_client client, int *fd, char **out), client, fd, out)
 ENTER(client_set_access_token, (mrtc_client client, const char *json, char **out), client, (char *)json, out)
 ENTER(client_sessions, (mrtc_client client, char **out), client, out)
+ENTER(client_transports, (mrtc_client client, char **out), client, out)
 ENTER(client_feed, (mrtc_client client, const char *json, char **out), client, (char *)json, out)
 ENTER(client_respond, (mrtc_client client, const char *json, char **out), client, (char *)json, out)
 ENTER(client_advance, (mrtc_client client, const char *json, char **out), client, (char *)json, out)
@@ -112,6 +114,17 @@ ENTER(session_memberships, (mrtc_session session, char **out), session, out)
 ENTER(session_on_membership_update, (mrtc_session session, char **out), session, out)
 ENTER(session_update_intent, (mrtc_session session, const char *intent, char **out), session, (char *)intent, out)
 ENTER(session_update_application_data, (mrtc_session session, const char *json, char **out), session, (char *)json, out)
+ENTER(session_encryption_keys, (mrtc_session session, char **out), session, out)
+ENTER(session_participant_keys, (mrtc_session session, const char *user_id, const char *device_id, char **out), session,
+      (char *)user_id, (char *)device_id, out)
+ENTER(session_reemit_encryption_keys, (mrtc_session session, char **out), session, out)
+ENTER(session_on_call_encryption, (mrtc_session session, const char *event, char **out), session, (char *)event, out)
+ENTER(session_sfus, (mrtc_session session, char **out), session, out)
+ENTER(session_sfu_token, (mrtc_session session, const char *json, char **out), session, (char *)json, out)
+ENTER(session_sfu_token_wait, (mrtc_session session, const char *json, int64_t timeout_ms, char **out), session,
+      (char *)json, timeout_ms, out)
+ENTER(session_sfu_connected, (mrtc_session session, const char *json, char **out), session, (char *)json, out)
+ENTER(session_delegate_leave, (mrtc_session session, int delegate, char **out), session, delegate, out)
 ENTER(session_debug_snapshot, (mrtc_session session, char **out), session, out)
 
 /* ---- what Go calls ---- */

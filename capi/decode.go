@@ -5,11 +5,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
+	"unsafe"
 
 	"libmatrixrtc/core/client"
+	"libmatrixrtc/core/wire"
 
 	"github.com/tidwall/gjson"
 )
@@ -17,30 +21,21 @@ import (
 // Arguments are decoded strictly: what is not known is refused by name, with a JSON pointer to the
 // place, since a misspelt setting must not silently become a default.
 
-const maxNesting = 100
-
 func bad(path, format string, args ...any) error {
 	return &client.Error{Status: client.ErrInvalidArgument, Path: path, Message: fmt.Sprintf(format, args...)}
 }
 
 // decode reads a JSON object into a struct (or map) by its json tags.
 func decode(text string, into any) error {
-	raw := []byte(text)
 	switch {
-	case !utf8.Valid(raw):
+	case !utf8.ValidString(text):
 		return bad("", "expected UTF-8")
-	case !json.Valid(raw):
-		return bad("", "expected JSON: %s", syntaxError(raw))
-	case nesting(raw) > maxNesting:
-		return bad("", "expected at most %d levels of nesting", maxNesting)
+	case wire.DeeperThan(unsafe.Slice(unsafe.StringData(text), len(text)), wire.MaxDepth):
+		return bad("", "expected at most %d levels of nesting", wire.MaxDepth)
+	case !gjson.Valid(text):
+		return bad("", "expected JSON: %s", syntaxError([]byte(text)))
 	}
-	if err := check("", gjson.ParseBytes(raw), reflect.TypeOf(into).Elem()); err != nil {
-		return err
-	}
-	if err := json.Unmarshal(raw, into); err != nil {
-		return bad("", "%v", err)
-	}
-	return nil
+	return fill("", gjson.Parse(text), reflect.ValueOf(into).Elem())
 }
 
 func syntaxError(raw []byte) string {
@@ -54,99 +49,138 @@ func syntaxError(raw []byte) string {
 	return "invalid"
 }
 
-func nesting(raw []byte) int {
-	depth, deepest, inString := 0, 0, false
-	for i := 0; i < len(raw); i++ {
-		switch c := raw[i]; {
-		case inString && c == '\\':
-			i++
-		case c == '"':
-			inString = !inString
-		case inString:
-		case c == '{' || c == '[':
-			depth++
-			deepest = max(deepest, depth)
-		case c == '}' || c == ']':
-			depth--
-		}
-	}
-	return deepest
-}
+var pointerEscapes = strings.NewReplacer("~", "~0", "/", "~1")
 
 var rawMessage = reflect.TypeOf(json.RawMessage{})
 
-func check(path string, v gjson.Result, t reflect.Type) error {
-	if t.Kind() == reflect.Pointer {
+// fill checks a value against the type that it is for, and sets it.
+func fill(path string, v gjson.Result, to reflect.Value) error {
+	if to.Kind() == reflect.Pointer {
 		if v.Type == gjson.Null {
 			return nil
 		}
-		t = t.Elem()
+		to.Set(reflect.New(to.Type().Elem()))
+		to = to.Elem()
 	}
-	expect := func(ok bool, what string) error {
-		if !ok {
-			return bad(path, "expected %s", what)
-		}
-		return nil
-	}
+	expected := func(what string) error { return bad(path, "expected %s", what) }
 	switch {
-	case t == rawMessage:
-		return nil
-	case t.Kind() == reflect.String:
-		return expect(v.Type == gjson.String, "a string")
-	case t.Kind() == reflect.Bool:
-		return expect(v.IsBool(), "true or false")
-	case t.Kind() == reflect.Int64 || t.Kind() == reflect.Int:
-		_, err := strconv.ParseInt(v.Raw, 10, 64)
-		return expect(v.Type == gjson.Number && err == nil && v.Num < 1<<53 && v.Num > -1<<53, "an integer")
-	case t.Kind() == reflect.Uint64:
-		_, err := strconv.ParseUint(v.Raw, 10, 64)
-		return expect(v.Type == gjson.Number && err == nil && v.Num < 1<<53, "an integer of 0 or more")
-	case t.Kind() == reflect.Slice:
-		if err := expect(v.IsArray(), "an array"); err != nil {
-			return err
+	case to.Type() == rawMessage:
+		to.SetBytes([]byte(v.Raw))
+	case to.Kind() == reflect.String:
+		if v.Type != gjson.String {
+			return expected("a string")
 		}
-		for i, item := range v.Array() {
-			if err := check(path+"/"+strconv.Itoa(i), item, t.Elem()); err != nil {
+		to.SetString(strings.Clone(v.Str))
+	case to.Kind() == reflect.Bool:
+		if !v.IsBool() {
+			return expected("true or false")
+		}
+		to.SetBool(v.Type == gjson.True)
+	case to.Kind() == reflect.Int64 || to.Kind() == reflect.Int:
+		n, err := strconv.ParseInt(v.Raw, 10, 64)
+		if v.Type != gjson.Number || err != nil || n >= 1<<53 || n <= -1<<53 {
+			return expected("an integer")
+		}
+		to.SetInt(n)
+	case to.Kind() == reflect.Uint64:
+		n, err := strconv.ParseUint(v.Raw, 10, 64)
+		if v.Type != gjson.Number || err != nil || n >= 1<<53 {
+			return expected("an integer of 0 or more")
+		}
+		to.SetUint(n)
+	case to.Kind() == reflect.Slice:
+		if !v.IsArray() {
+			return expected("an array")
+		}
+		items := v.Array()
+		to.Set(reflect.MakeSlice(to.Type(), len(items), len(items)))
+		for i, item := range items {
+			if err := fill(path+"/"+strconv.Itoa(i), item, to.Index(i)); err != nil {
 				return err
 			}
 		}
-		return nil
-	case t.Kind() == reflect.Map || t.Kind() == reflect.Struct:
-		if err := expect(v.IsObject(), "an object"); err != nil {
-			return err
+	case to.Kind() == reflect.Map || to.Kind() == reflect.Struct:
+		if !v.IsObject() {
+			return expected("an object")
 		}
-		return checkFields(path, v, t)
+		if to.Kind() == reflect.Map {
+			return fillMap(path, v, to)
+		}
+		return fillStruct(path, v, to)
+	default:
+		return bad(path, "cannot be given")
 	}
-	return bad(path, "cannot be given")
+	return nil
 }
 
-func checkFields(path string, v gjson.Result, t reflect.Type) (err error) {
-	seen := map[string]bool{}
-	v.ForEach(func(k, field gjson.Result) bool {
-		name := k.String()
-		at := path + "/" + strings.NewReplacer("~", "~0", "/", "~1").Replace(name)
-		switch ft := fieldType(t, name); {
-		case seen[name]:
+func fillMap(path string, v gjson.Result, to reflect.Value) (err error) {
+	if to.IsNil() {
+		to.Set(reflect.MakeMap(to.Type()))
+	}
+	v.ForEach(func(k, given gjson.Result) bool {
+		at, key := pointer(path, k.String()), reflect.ValueOf(strings.Clone(k.String()))
+		if to.MapIndex(key).IsValid() {
 			err = bad(at, "this field is given twice")
-		case ft == nil:
-			err = bad(at, "unknown field %q", name)
-		default:
-			err = check(at, field, ft)
+			return false
 		}
-		seen[name] = true
+		value := reflect.New(to.Type().Elem()).Elem()
+		if err = fill(at, given, value); err == nil {
+			to.SetMapIndex(key, value)
+		}
 		return err == nil
 	})
 	return err
 }
 
-func fieldType(t reflect.Type, name string) reflect.Type {
-	if t.Kind() == reflect.Map {
-		return t.Elem()
+func fillStruct(path string, v gjson.Result, to reflect.Value) (err error) {
+	fields := fieldsOf(to.Type())
+	seen := make([]bool, len(fields))
+	v.ForEach(func(k, given gjson.Result) bool {
+		name := k.String()
+		at := pointer(path, name)
+		switch i := slices.IndexFunc(fields, func(f field) bool { return f.name == name }); {
+		case i < 0:
+			err = bad(at, "unknown field %q", name)
+		case seen[i]:
+			err = bad(at, "this field is given twice")
+		default:
+			seen[i] = true
+			err = fill(at, given, to.FieldByIndex(fields[i].index))
+		}
+		return err == nil
+	})
+	if err != nil {
+		return err
 	}
-	for i := range t.NumField() {
-		if tag, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ","); tag == name {
-			return t.Field(i).Type
+	for i, f := range fields {
+		if f.required && !seen[i] {
+			return bad(pointer(path, f.name), "this field is required")
 		}
 	}
 	return nil
+}
+
+func pointer(path, name string) string { return path + "/" + pointerEscapes.Replace(name) }
+
+// field is one of an argument, by its tags.
+type field struct {
+	name     string
+	index    []int
+	required bool
+}
+
+var knownFields sync.Map // reflect.Type: []field
+
+func fieldsOf(t reflect.Type) []field {
+	if known, ok := knownFields.Load(t); ok {
+		return known.([]field)
+	}
+	fields := []field{}
+	for _, f := range reflect.VisibleFields(t) {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
+			fields = append(fields, field{name, f.Index, f.Tag.Get("required") != ""})
+		}
+	}
+	knownFields.Store(t, fields)
+	return fields
 }

@@ -9,6 +9,7 @@ import "C"
 import (
 	"encoding/json"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 	"unsafe"
@@ -28,7 +29,6 @@ const maxBacklog = 16384
 // backlog is a queue that never grows without bound and never loses anything silently.
 type backlog struct {
 	items []queued
-	lost  int
 }
 
 type queued struct {
@@ -36,6 +36,9 @@ type queued struct {
 	json   []byte
 	client *host
 	call   *call // nil: an event of the client
+	seq    uint64
+	ts     int64
+	lost   int // of resync_required: how many events it stands for
 	log    *logLine
 }
 
@@ -46,18 +49,30 @@ type logLine struct {
 
 func (b *backlog) push(q queued) {
 	if len(b.items) >= maxBacklog {
-		kept := b.items[:0]
-		for _, old := range b.items {
-			if old.name == "request" {
-				kept = append(kept, old)
-			} else if old.log == nil {
-				b.lost++
-			}
-		}
-		clear(b.items[len(kept):])
-		b.items = kept
+		b.shorten()
 	}
 	b.items = append(b.items, q)
+}
+
+// shorten leaves the requests, and for each client one resync_required in place of its other events.
+func (b *backlog) shorten() {
+	kept := b.items[:0]
+	markers := map[*host]queued{}
+	for _, q := range b.items {
+		switch {
+		case q.name == "request":
+			kept = append(kept, q)
+		case q.log == nil:
+			lost := markers[q.client].lost + max(q.lost, 1)
+			markers[q.client] = queued{name: "resync_required", client: q.client, seq: q.seq, ts: q.ts, lost: lost}
+		}
+	}
+	for _, m := range markers {
+		m.json = envelope(m, "", map[string]int{"lost": m.lost})
+		kept = append(kept, m)
+	}
+	clear(b.items[len(kept):])
+	b.items = kept
 }
 
 func (b *backlog) pop() (q queued, ok bool) {
@@ -94,6 +109,13 @@ func (q *queue) push(e queued) {
 	q.prime()
 }
 
+// exists says whether the host reads the queue.
+func (q *queue) exists() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.on
+}
+
 // prime makes the descriptor readable. The lock is held.
 func (q *queue) prime() {
 	if q.fds[1] == 0 || q.primed {
@@ -121,18 +143,11 @@ func (q *queue) next(timeout time.Duration) *queued {
 	for {
 		q.mu.Lock()
 		q.enable()
-		if q.backlog.lost > 0 {
-			lost := q.backlog.lost
-			q.backlog.lost = 0
-			q.mu.Unlock()
-			return &queued{name: "resync_required", json: envelope("resync_required", 0, nil, "", map[string]int{"lost": lost})}
-		}
 		if e, ok := q.backlog.pop(); ok {
 			if len(q.backlog.items) == 0 {
 				q.drainFD()
 			} else {
-				q.drainFD()
-				q.prime()
+				q.refill()
 			}
 			q.mu.Unlock()
 			return &e
@@ -148,6 +163,15 @@ func (q *queue) next(timeout time.Duration) *queued {
 		case <-expired:
 			return nil
 		}
+	}
+}
+
+// refill makes the descriptor readable again where the host has eaten the byte. The lock is held.
+func (q *queue) refill() {
+	if q.fds[0] != 0 {
+		n, err := unix.IoctlGetInt(q.fds[0], unix.TIOCINQ)
+		q.primed = err == nil && n > 0
+		q.prime()
 	}
 }
 
@@ -175,7 +199,7 @@ func (q *queue) fd() (int, error) {
 		}
 		q.fds = fds
 	}
-	if len(q.backlog.items) > 0 || q.backlog.lost > 0 {
+	if len(q.backlog.items) > 0 {
 		q.prime()
 	}
 	return unix.FcntlInt(uintptr(q.fds[0]), unix.F_DUPFD_CLOEXEC, 0)
@@ -238,12 +262,27 @@ func (d *dispatcher) push(q queued) {
 		if d.logFn == nil || q.log.level < d.logLevel {
 			return
 		}
-	} else if len(d.listeners[q.client.handle]) == 0 && (q.call == nil || len(d.listeners[q.call.handle]) == 0) {
+	} else if !d.heard(q) {
 		return
 	}
 	d.backlog.push(q)
 	d.start()
 	d.work.Signal()
+}
+
+// hears says whether anybody listens for an event.
+func (d *dispatcher) hears(q queued) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.heard(q)
+}
+
+// heard is hears with the lock held.
+func (d *dispatcher) heard(q queued) bool {
+	on := func(handle uint64) bool {
+		return slices.ContainsFunc(d.listeners[handle], func(l *listener) bool { return l.event == "" || l.event == q.name })
+	}
+	return on(q.client.handle) || q.call != nil && on(q.call.handle)
 }
 
 // start runs the thread. The lock is held.
@@ -259,25 +298,25 @@ func (d *dispatcher) run() {
 	d.mu.Lock()
 	for {
 		q, ok := d.backlog.pop()
-		if !ok {
+		switch {
+		case !ok:
 			d.work.Wait()
-			continue
-		}
-		if lost := d.backlog.lost; lost > 0 && q.client != nil {
-			d.backlog.lost = 0
-			d.deliver(queued{name: "resync_required", client: q.client,
-				json: envelope("resync_required", 0, nil, "", map[string]int{"lost": lost})})
-		}
-		if q.log != nil {
+		case q.log != nil:
 			d.deliverLog(q.log)
-		} else {
-			d.deliver(q)
+		default:
+			if p := d.deliver(q); p != nil {
+				d.mu.Unlock()
+				_ = q.client.c.Fail(p)
+				d.mu.Lock()
+			}
 		}
 	}
 }
 
-// deliver calls the listeners of one event. The lock is held, but not during a callback.
-func (d *dispatcher) deliver(q queued) {
+// deliver calls the listeners of one event, and answers a panic. The lock is held, but not during a
+// callback.
+func (d *dispatcher) deliver(q queued) (panicked any) {
+	defer func() { panicked = recover() }()
 	targets := d.listeners[q.client.handle]
 	if q.call != nil {
 		targets = append(append([]*listener{}, d.listeners[q.call.handle]...), targets...)
@@ -304,6 +343,7 @@ func (d *dispatcher) deliver(q queued) {
 	}
 	C.free(unsafe.Pointer(name))
 	C.free(unsafe.Pointer(text))
+	return nil
 }
 
 func (d *dispatcher) deliverLog(l *logLine) {
@@ -373,6 +413,17 @@ func (d *dispatcher) removeWhere(handle uint64, which func(*listener) bool) (n i
 	return n
 }
 
+// await waits until a listener that was removed before is not running, unless it is called from
+// inside a callback.
+func (d *dispatcher) await(id uint64) {
+	inside := C.mrtc_in_callback() != 0
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for !inside && d.running != nil && d.running.id == id {
+		d.idle.Wait()
+	}
+}
+
 func (d *dispatcher) count(handle uint64, event string, all bool) (n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -410,25 +461,17 @@ func logEvent(level int, msg string, fields map[string]any) {
 // --- the JSON of an event
 
 // envelope puts the common fields in front of those of the event.
-func envelope(name string, ts int64, h *host, room string, data any) []byte {
-	return h.envelope(name, ts, nil, room, data)
-}
-
-func (h *host) envelope(name string, ts int64, s *call, room string, data any) []byte {
+func envelope(q queued, room string, data any) []byte {
 	head := struct {
 		Event   string `json:"event"`
-		Client  uint64 `json:"client,omitempty"`
+		Client  uint64 `json:"client"`
 		Session uint64 `json:"session,omitempty"`
 		RoomID  string `json:"room_id,omitempty"`
-		Seq     uint64 `json:"seq,omitempty"`
-		TS      int64  `json:"ts,omitempty"`
-	}{Event: name, RoomID: room, TS: ts}
-	if h != nil {
-		h.seq++
-		head.Client, head.Seq = h.handle, h.seq
-	}
-	if s != nil {
-		head.Session = s.handle
+		Seq     uint64 `json:"seq"`
+		TS      int64  `json:"ts"`
+	}{q.name, q.client.handle, 0, room, q.seq, q.ts}
+	if q.call != nil {
+		head.Session = q.call.handle
 	}
 	raw, err := json.Marshal(head)
 	if err != nil {
@@ -441,16 +484,38 @@ func (h *host) envelope(name string, ts int64, s *call, room string, data any) [
 	return append(append(raw[:len(raw)-1], ','), body[1:]...)
 }
 
-// sink takes an event of the core. The client's lock is held: nothing here waits.
-func (h *host) sink(e client.Event) {
+// tell sends an event to whoever listens. It answers false where the client is freed.
+func (h *host) tell(q queued, room string, data any) bool {
 	h.mu.Lock()
-	s := h.calls[e.Session]
-	if h.freed || e.Session != 0 && s == nil {
-		h.mu.Unlock()
-		return
+	defer h.mu.Unlock()
+	if h.freed {
+		return false
 	}
-	q := queued{name: e.Name, client: h, call: s, json: h.envelope(e.Name, e.TS, s, string(e.RoomID), e.Data)}
-	h.mu.Unlock()
+	h.seq++
+	q.client, q.seq = h, h.seq
+	if !h.queue.exists() && !dispatch.hears(q) {
+		return true
+	}
+	q.json = envelope(q, room, data)
 	h.queue.push(q)
 	dispatch.push(q)
+	return true
+}
+
+// sink takes an event of the core. The client's lock is held: nothing here waits.
+func (h *host) sink(e client.Event) {
+	var s *call
+	if e.Session != 0 {
+		// The requests of a closed session are how it leaves.
+		if s = h.session(e.Session); s == nil && e.Name != "request" {
+			return
+		}
+	}
+	h.tell(queued{name: e.Name, call: s, ts: e.TS}, string(e.RoomID), e.Data)
+}
+
+func (h *host) session(id uint64) *call {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.calls[id]
 }

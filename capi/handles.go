@@ -102,5 +102,5 @@ func sessionOf(h uint64) (*call, error) {
 }
 
 func staleHandle(kind string) error {
-	return &client.Error{Status: client.ErrInvalidHandle, Message: "this is not the handle of a " + kind + " that exists"}
+	return &client.Error{Status: client.ErrInvalidHandle, Message: "there is no such " + kind + ": it is closed, or never existed"}
 }

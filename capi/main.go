@@ -3,7 +3,7 @@
 package main
 
 /*
-#cgo CFLAGS: -std=c11 -Wall -Wextra -Werror -Wno-unused-parameter -fvisibility=hidden
+#cgo CFLAGS: -O2 -std=c11 -Wall -Wextra -Werror -Wno-unused-parameter -fvisibility=hidden
 #include <stdlib.h>
 #include "abi.h"
 */
@@ -15,10 +15,13 @@ import (
 	"runtime/debug"
 	"sync"
 	"time"
+	"unicode/utf8"
 	"unsafe"
 
 	"libmatrixrtc/core/client"
 	"libmatrixrtc/core/session"
+
+	"maunium.net/go/mautrix/id"
 )
 
 func main() {}
@@ -77,21 +80,43 @@ func answer(out **C.char, result any, err error) C.int32_t {
 	return C.int32_t(status)
 }
 
-// text reads a required string argument.
+// text reads a required string argument, which is its own path in an error.
 func text(name string, s *C.char) (string, error) {
 	if s == nil {
-		return "", bad("", "%s: expected a string, got NULL", name)
+		return "", bad("/"+name, "expected a string, got NULL")
 	}
-	return C.GoString(s), nil
+	t := C.GoString(s)
+	if !utf8.ValidString(t) {
+		return "", bad("/"+name, "expected UTF-8")
+	}
+	return t, nil
 }
 
-// input decodes a required JSON argument.
-func input(name string, s *C.char, into any) error {
-	t, err := text(name, s)
-	if err != nil {
-		return err
+// eventName reads the name of an event.
+func eventName(s *C.char) (string, error) {
+	name, err := text("event", s)
+	if err == nil && (name == "" || len(name) > 255) {
+		err = bad("/event", "expected 1 to 255 bytes")
 	}
-	return decode(t, into)
+	return name, err
+}
+
+// input decodes a required JSON argument; paths in its errors are those in the JSON.
+func input(s *C.char, into any) error {
+	if s == nil {
+		return bad("", "expected JSON, got NULL")
+	}
+	return decode(C.GoString(s), into)
+}
+
+// guarded fails the client when f panics.
+func guarded(c *client.Client, f func() (any, error)) (result any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			result, err = nil, c.Fail(p)
+		}
+	}()
+	return f()
 }
 
 func withClient(h C.uint64_t, out **C.char, f func(*host) (any, error)) C.int32_t {
@@ -100,7 +125,7 @@ func withClient(h C.uint64_t, out **C.char, f func(*host) (any, error)) C.int32_
 		if err != nil {
 			return nil, err
 		}
-		return f(c)
+		return guarded(c.c, func() (any, error) { return f(c) })
 	})
 }
 
@@ -110,7 +135,7 @@ func withSession(h C.uint64_t, out **C.char, f func(*client.Session) (any, error
 		if err != nil {
 			return nil, err
 		}
-		return f(s.s)
+		return guarded(s.host.c, func() (any, error) { return f(s.s) })
 	})
 }
 
@@ -144,16 +169,18 @@ func mrtcgo_add_listener(h C.uint64_t, event *C.char, fn, data unsafe.Pointer, f
 			return nil, err
 		}
 		if fn == nil {
-			return nil, bad("", "callback: expected a function, got NULL")
+			return nil, bad("/callback", "expected a function, got NULL")
 		}
 		if flags&^(C.MRTC_ONCE|C.MRTC_PREPEND) != 0 {
-			return nil, bad("", "flags: expected MRTC_ONCE and MRTC_PREPEND only")
+			return nil, bad("/flags", "expected MRTC_ONCE and MRTC_PREPEND only")
 		}
 		l := &listener{handle: uint64(h), fn: fn, data: data, once: flags&C.MRTC_ONCE != 0}
 		if event != nil {
-			if l.event = C.GoString(event); l.event == "" {
-				return nil, bad("", "event: expected a name, or NULL for every event")
+			name, err := eventName(event)
+			if err != nil {
+				return nil, err
 			}
+			l.event = name
 		}
 		dispatch.add(l, flags&C.MRTC_PREPEND != 0)
 		if id != nil {
@@ -176,6 +203,7 @@ func mrtcgo_remove_listener(id C.uint64_t, out **C.char) C.int32_t {
 	return run(out, func() (any, error) {
 		l, ok := handles.get(uint64(id)).(*listener)
 		if !ok || dispatch.removeWhere(l.handle, func(x *listener) bool { return x == l }) == 0 {
+			dispatch.await(uint64(id))
 			return nil, &client.Error{Status: client.ErrNotFound, Message: "no such listener"}
 		}
 		return nil, nil
@@ -201,7 +229,7 @@ func mrtcgo_listener_count(h C.uint64_t, event *C.char, count *C.size_t, out **C
 			return nil, err
 		}
 		if count == nil {
-			return nil, bad("", "count: expected a pointer, got NULL")
+			return nil, bad("/count", "expected a pointer, got NULL")
 		}
 		*count = C.size_t(dispatch.count(uint64(h), C.GoString(event), event == nil))
 		return nil, nil
@@ -211,12 +239,9 @@ func mrtcgo_listener_count(h C.uint64_t, event *C.char, count *C.size_t, out **C
 //export mrtcgo_emit
 func mrtcgo_emit(h C.uint64_t, event, jsonText *C.char, had *C.int, out **C.char) C.int32_t {
 	return run(out, func() (any, error) {
-		name, err := text("event", event)
+		name, err := eventName(event)
 		if err != nil {
 			return nil, err
-		}
-		if name == "" || len(name) > 255 {
-			return nil, bad("", "event: expected 1 to 255 bytes")
 		}
 		data := map[string]json.RawMessage{}
 		if jsonText != nil {
@@ -229,21 +254,18 @@ func mrtcgo_emit(h C.uint64_t, event, jsonText *C.char, had *C.int, out **C.char
 				return nil, bad("/"+own, "this field belongs to the library")
 			}
 		}
-		q := queued{name: name}
+		q := queued{name: name, ts: time.Now().UnixMilli()}
+		var to *host
 		switch o := handles.get(uint64(h)).(type) {
 		case *host:
-			q.client = o
+			to = o
 		case *call:
-			q.client, q.call = o.host, o
-		default:
-			return nil, staleHandle("client or session")
+			to, q.call = o.host, o
 		}
 		heard := dispatch.count(uint64(h), name, false)+dispatch.count(uint64(h), "", false) > 0
-		q.client.mu.Lock()
-		q.json = q.client.envelope(name, time.Now().UnixMilli(), q.call, "", data)
-		q.client.mu.Unlock()
-		q.client.queue.push(q)
-		dispatch.push(q)
+		if to == nil || !to.tell(q, "", data) {
+			return nil, staleHandle("client or session")
+		}
 		if had != nil {
 			*had = 0
 			if heard {
@@ -260,11 +282,11 @@ func mrtcgo_emit(h C.uint64_t, event, jsonText *C.char, had *C.int, out **C.char
 func mrtcgo_client_new(config *C.char, handle *C.uint64_t, out **C.char) C.int32_t {
 	return run(out, func() (any, error) {
 		if handle == nil {
-			return nil, bad("", "client: expected a pointer, got NULL")
+			return nil, bad("/client", "expected a pointer, got NULL")
 		}
 		*handle = 0
 		var cfg client.Config
-		if err := input("config", config, &cfg); err != nil {
+		if err := input(config, &cfg); err != nil {
 			return nil, err
 		}
 		h := &host{calls: map[uint64]*call{}}
@@ -350,7 +372,7 @@ func mrtcgo_client_next_event(h C.uint64_t, timeout C.int64_t, out **C.char) C.i
 func mrtcgo_client_event_fd(h C.uint64_t, fd *C.int, out **C.char) C.int32_t {
 	return withClient(h, out, func(c *host) (any, error) {
 		if fd == nil {
-			return nil, bad("", "fd: expected a pointer, got NULL")
+			return nil, bad("/fd", "expected a pointer, got NULL")
 		}
 		n, err := c.queue.fd()
 		if err == nil {
@@ -367,7 +389,7 @@ func mrtcgo_client_set_access_token(h C.uint64_t, text *C.char, out **C.char) C.
 			AccessToken  string `json:"access_token"`
 			RefreshToken string `json:"refresh_token"`
 		}
-		if err := input("json", text, &in); err != nil {
+		if err := input(text, &in); err != nil {
 			return nil, err
 		}
 		return nil, c.c.SetAccessToken(in.AccessToken, in.RefreshToken)
@@ -382,11 +404,19 @@ func mrtcgo_client_sessions(h C.uint64_t, out **C.char) C.int32_t {
 	})
 }
 
+//export mrtcgo_client_transports
+func mrtcgo_client_transports(h C.uint64_t, out **C.char) C.int32_t {
+	return withClient(h, out, func(c *host) (any, error) {
+		list, known, err := c.c.Transports()
+		return map[string]any{"transports": list, "known": known}, err
+	})
+}
+
 //export mrtcgo_client_feed
 func mrtcgo_client_feed(h C.uint64_t, text *C.char, out **C.char) C.int32_t {
 	return withClient(h, out, func(c *host) (any, error) {
 		var in client.FeedInput
-		if err := input("json", text, &in); err != nil {
+		if err := input(text, &in); err != nil {
 			return nil, err
 		}
 		return nil, c.c.Feed(in)
@@ -397,7 +427,7 @@ func mrtcgo_client_feed(h C.uint64_t, text *C.char, out **C.char) C.int32_t {
 func mrtcgo_client_respond(h C.uint64_t, text *C.char, out **C.char) C.int32_t {
 	return withClient(h, out, func(c *host) (any, error) {
 		var in client.ResponseInput
-		if err := input("json", text, &in); err != nil {
+		if err := input(text, &in); err != nil {
 			return nil, err
 		}
 		return nil, c.c.Respond(in)
@@ -408,7 +438,7 @@ func mrtcgo_client_respond(h C.uint64_t, text *C.char, out **C.char) C.int32_t {
 func mrtcgo_client_advance(h C.uint64_t, text *C.char, out **C.char) C.int32_t {
 	return withClient(h, out, func(c *host) (any, error) {
 		var in client.AdvanceInput
-		if err := input("json", text, &in); err != nil {
+		if err := input(text, &in); err != nil {
 			return nil, err
 		}
 		return c.c.Advance(in)
@@ -421,7 +451,7 @@ func mrtcgo_client_advance(h C.uint64_t, text *C.char, out **C.char) C.int32_t {
 func mrtcgo_session_open(h C.uint64_t, room, options *C.char, handle *C.uint64_t, out **C.char) C.int32_t {
 	return withClient(h, out, func(c *host) (any, error) {
 		if handle == nil {
-			return nil, bad("", "session: expected a pointer, got NULL")
+			return nil, bad("/session", "expected a pointer, got NULL")
 		}
 		*handle = 0
 		roomID, err := text("room_id", room)
@@ -475,7 +505,7 @@ func mrtcgo_session_close(h C.uint64_t, out **C.char) C.int32_t {
 func mrtcgo_session_join(h C.uint64_t, params *C.char, out **C.char) C.int32_t {
 	return withSession(h, out, func(s *client.Session) (any, error) {
 		var p session.JoinParams
-		if err := input("params", params, &p); err != nil {
+		if err := input(params, &p); err != nil {
 			return nil, err
 		}
 		return nil, s.Join(p)
@@ -518,18 +548,131 @@ func mrtcgo_session_on_membership_update(h C.uint64_t, out **C.char) C.int32_t {
 
 //export mrtcgo_session_update_intent
 func mrtcgo_session_update_intent(h C.uint64_t, intent *C.char, out **C.char) C.int32_t {
-	return withSession(h, out, func(s *client.Session) (any, error) { return nil, s.UpdateIntent(C.GoString(intent)) })
+	return withSession(h, out, func(s *client.Session) (any, error) {
+		if intent == nil {
+			return nil, s.UpdateIntent("")
+		}
+		name, err := text("intent", intent)
+		if err != nil {
+			return nil, err
+		}
+		return nil, s.UpdateIntent(name)
+	})
 }
 
 //export mrtcgo_session_update_application_data
 func mrtcgo_session_update_application_data(h C.uint64_t, text *C.char, out **C.char) C.int32_t {
 	return withSession(h, out, func(s *client.Session) (any, error) {
 		data := map[string]json.RawMessage{}
-		if err := input("json", text, &data); err != nil {
+		if err := input(text, &data); err != nil {
 			return nil, err
 		}
 		return nil, s.UpdateApplicationData(data)
 	})
+}
+
+//export mrtcgo_session_encryption_keys
+func mrtcgo_session_encryption_keys(h C.uint64_t, out **C.char) C.int32_t {
+	return withSession(h, out, func(s *client.Session) (any, error) {
+		keys, err := s.EncryptionKeys()
+		return map[string]any{"keys": keys}, err
+	})
+}
+
+//export mrtcgo_session_participant_keys
+func mrtcgo_session_participant_keys(h C.uint64_t, user, device *C.char, out **C.char) C.int32_t {
+	return withSession(h, out, func(s *client.Session) (any, error) {
+		userID, err := text("user_id", user)
+		if err != nil {
+			return nil, err
+		}
+		deviceID, err := text("device_id", device)
+		if err != nil {
+			return nil, err
+		}
+		keys, err := s.ParticipantKeys(id.UserID(userID), id.DeviceID(deviceID))
+		return map[string]any{"keys": keys}, err
+	})
+}
+
+//export mrtcgo_session_reemit_encryption_keys
+func mrtcgo_session_reemit_encryption_keys(h C.uint64_t, out **C.char) C.int32_t {
+	return withSession(h, out, func(s *client.Session) (any, error) { return nil, s.ReemitEncryptionKeys() })
+}
+
+//export mrtcgo_session_on_call_encryption
+func mrtcgo_session_on_call_encryption(h C.uint64_t, event *C.char, out **C.char) C.int32_t {
+	return withSession(h, out, func(s *client.Session) (any, error) {
+		if event == nil {
+			return nil, bad("/event", "expected a string, got NULL")
+		}
+		return nil, s.OnCallEncryption(json.RawMessage(C.GoString(event)))
+	})
+}
+
+//export mrtcgo_session_sfus
+func mrtcgo_session_sfus(h C.uint64_t, out **C.char) C.int32_t {
+	return withSession(h, out, func(s *client.Session) (any, error) {
+		list, ignored, err := s.SFUs()
+		return map[string]any{"sfus": list, "ignored": ignored}, err
+	})
+}
+
+// whichSFU reads the optional argument that names an SFU.
+func whichSFU(text *C.char) (string, error) {
+	var in struct {
+		ServiceURL string `json:"service_url"`
+	}
+	if text == nil {
+		return "", nil
+	}
+	err := input(text, &in)
+	return in.ServiceURL, err
+}
+
+//export mrtcgo_session_sfu_token
+func mrtcgo_session_sfu_token(h C.uint64_t, text *C.char, out **C.char) C.int32_t {
+	return withSession(h, out, func(s *client.Session) (any, error) {
+		sfu, err := whichSFU(text)
+		if err != nil {
+			return nil, err
+		}
+		token, err := s.SFUToken(sfu)
+		if token == nil && err == nil {
+			err = &client.Error{Status: client.Timeout}
+		}
+		return token, err
+	})
+}
+
+//export mrtcgo_session_sfu_token_wait
+func mrtcgo_session_sfu_token_wait(h C.uint64_t, text *C.char, timeout C.int64_t, out **C.char) C.int32_t {
+	return withSession(h, out, func(s *client.Session) (any, error) {
+		if err := mayWait(); err != nil {
+			return nil, err
+		}
+		sfu, err := whichSFU(text)
+		if err != nil {
+			return nil, err
+		}
+		return s.SFUTokenWait(sfu, patience(timeout))
+	})
+}
+
+//export mrtcgo_session_sfu_connected
+func mrtcgo_session_sfu_connected(h C.uint64_t, text *C.char, out **C.char) C.int32_t {
+	return withSession(h, out, func(s *client.Session) (any, error) {
+		var in session.SFUConnection
+		if err := input(text, &in); err != nil {
+			return nil, err
+		}
+		return nil, s.SFUConnected(in)
+	})
+}
+
+//export mrtcgo_session_delegate_leave
+func mrtcgo_session_delegate_leave(h C.uint64_t, delegate C.int, out **C.char) C.int32_t {
+	return withSession(h, out, func(s *client.Session) (any, error) { return nil, s.DelegateLeave(delegate != 0) })
 }
 
 //export mrtcgo_session_debug_snapshot

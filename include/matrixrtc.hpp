@@ -2,7 +2,8 @@
 //
 // What belongs to the library is freed by destructors, what fails throws matrixrtc::Error, JSON is
 // std::string (bring your own parser). Objects move and do not copy. Nothing but the standard
-// library is needed.
+// library is needed. Session::join is mrtc_session_join, and so on: what goes in, what comes out and
+// which errors there are stands in matrixrtc.h.
 //
 //   matrixrtc::Client client(R"({"homeserver_url": "...", "access_token": "..."})");
 //   client.start();
@@ -109,6 +110,7 @@ inline std::optional<std::string> if_in_time(Result result) {
 
 } // namespace detail
 
+// The version of the library, as "1.2.3".
 inline std::string version() { return mrtc_version(); }
 
 // A function that is called for events, until this object is gone.
@@ -218,6 +220,8 @@ public:
   Emitter(const Emitter &) = delete;
   Emitter &operator=(const Emitter &) = delete;
 
+  // For the functions of matrixrtc.h, and valid for as long as this object is; 0 where it was closed
+  // or moved from.
   uint64_t handle() const noexcept { return handle_; }
 
   // Calls function for each event of this name, for as long as the answer is kept. flags are
@@ -231,6 +235,15 @@ public:
     return Listener(handle_, nullptr, std::move(function), flags);
   }
 
+  // Removes the functions of all events, or of one, before their Listener objects go.
+  void remove_all_listeners() {
+    detail::call(mrtc_remove_all_listeners, handle_, static_cast<const char *>(nullptr));
+  }
+  void remove_all_listeners(const std::string &event) {
+    detail::call(mrtc_remove_all_listeners, handle_, detail::c_string(event));
+  }
+
+  // How many listeners there are, in all or for one event.
   size_t listener_count() const {
     size_t count = 0;
     detail::call(mrtc_listener_count, handle_, static_cast<const char *>(nullptr), &count);
@@ -271,6 +284,7 @@ public:
   }
   ~Session() { close(); }
 
+  // Announces this device and keeps it announced, in the background. Events tell what comes of it.
   void join(const std::string &params) { detail::call(mrtc_session_join, handle_, detail::c_string(params)); }
 
   // Begins to leave; the event "left" tells the outcome.
@@ -281,14 +295,50 @@ public:
     return detail::call(mrtc_session_leave_wait, handle_, static_cast<int64_t>(timeout.count())).json;
   }
 
+  // What is true of the session now.
   std::string info() const { return detail::call(mrtc_session_info, handle_).json; }
+  // The members, oldest first: {"memberships": [...]}.
   std::string memberships() const { return detail::call(mrtc_session_memberships, handle_).json; }
+  // Media keys, as JSON {"keys": [...]}; of a device of which none is known, "keys" is null.
+  std::string encryption_keys() const { return detail::call(mrtc_session_encryption_keys, handle_).json; }
+  std::string participant_keys(const std::string &user_id, const std::string &device_id) const {
+    return detail::call(mrtc_session_participant_keys, handle_, detail::c_string(user_id), detail::c_string(device_id))
+        .json;
+  }
+  // Tells every key that is held once more, as events "encryption_key_changed".
+  void reemit_encryption_keys() { detail::call(mrtc_session_reemit_encryption_keys, handle_); }
+  // A room event with keys; one that is malformed is logged and ignored.
+  void on_call_encryption(const std::string &event) {
+    detail::call(mrtc_session_on_call_encryption, handle_, detail::c_string(event));
+  }
+
+  // What a client must connect to.
+  std::string sfus() const { return detail::call(mrtc_session_sfus, handle_).json; }
+  // The token for an SFU ({"service_url"}, or {} for where we publish), if there is one yet.
+  std::optional<std::string> sfu_token(const std::string &json = "{}") const {
+    return detail::if_in_time(detail::call(mrtc_session_sfu_token, handle_, detail::c_string(json)));
+  }
+  // Waits for it.
+  std::optional<std::string> sfu_token_wait(const std::string &json = "{}", Milliseconds timeout = forever) const {
+    return detail::if_in_time(
+        detail::call(mrtc_session_sfu_token_wait, handle_, detail::c_string(json), static_cast<int64_t>(timeout.count())));
+  }
+  // Tells of the engine's connection to an SFU: {"connected", "service_url"?, "error"?, "http_status"?}.
+  void sfu_connected(const std::string &json) {
+    detail::call(mrtc_session_sfu_connected, handle_, detail::c_string(json));
+  }
+  // Has the delayed leave handed over to the authorisation service while we are connected.
+  void delegate_leave(bool delegate = true) { detail::call(mrtc_session_delegate_leave, handle_, delegate ? 1 : 0); }
+  // Why the session is as it is, for a bug report; without secrets.
   std::string debug_snapshot() const { return detail::call(mrtc_session_debug_snapshot, handle_).json; }
 
+  // Looks at the members again. Not needed where the library syncs.
   void on_membership_update() { detail::call(mrtc_session_on_membership_update, handle_); }
+  // "" removes it.
   void update_intent(const std::string &intent) {
     detail::call(mrtc_session_update_intent, handle_, detail::c_string(intent));
   }
+  // Replaces the further fields of our membership by those of an object.
   void update_application_data(const std::string &json) {
     detail::call(mrtc_session_update_application_data, handle_, detail::c_string(json));
   }
@@ -318,7 +368,9 @@ public:
   }
   ~Client() { free(); }
 
+  // Logs in and syncs, in the background; the event "sync_state" tells what comes of it.
   void start() { detail::call(mrtc_client_start, handle_); }
+  // Begins to leave what is joined and then to end sync and requests.
   void stop() { detail::call(mrtc_client_stop, handle_); }
 
   // Leaves the calls that are joined and ends sync; false when that took longer.
@@ -326,14 +378,20 @@ public:
     return detail::call(mrtc_client_stop_wait, handle_, static_cast<int64_t>(timeout.count())).status == MRTC_OK;
   }
 
+  // Opens the call of a room.
   Session open(const std::string &room_id, const std::string &options = "{}") {
     mrtc_session session = 0;
     detail::call(mrtc_session_open, handle_, detail::c_string(room_id), detail::c_string(options), &session);
     return Session(session);
   }
 
+  // What is true of the client now.
   std::string info() const { return detail::call(mrtc_client_info, handle_).json; }
+  // Where the homeserver offers to have the media of calls: {"transports": [...], "known"}.
+  std::string transports() const { return detail::call(mrtc_client_transports, handle_).json; }
+  // Every call that is going on in the rooms of the account: {"sessions": [...]}.
   std::string sessions() const { return detail::call(mrtc_client_sessions, handle_).json; }
+  // {"access_token", "refresh_token"?}: a new token of the same device.
   void set_access_token(const std::string &json) {
     detail::call(mrtc_client_set_access_token, handle_, detail::c_string(json));
   }
@@ -350,7 +408,7 @@ public:
     return fd;
   }
 
-  // Host-driven mode.
+  // Host-driven mode: what the host has received, the answer to an event "request", and the time.
   void feed(const std::string &json) { detail::call(mrtc_client_feed, handle_, detail::c_string(json)); }
   void respond(const std::string &json) { detail::call(mrtc_client_respond, handle_, detail::c_string(json)); }
   std::string advance(const std::string &json) {
