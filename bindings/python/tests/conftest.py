@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -21,8 +22,13 @@ sys.path.insert(0, str(SOURCE))
 
 import schemas  # noqa: E402
 
+# A shell that runs us in the background has Ctrl-C ignored, and our children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Short, so that tests which wait for a delayed leave are over soon.
 DELAY_MS = 2000
+
+CALL_MEMBER = "org.matrix.msc3401.call.member"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +42,14 @@ class Account:
     def request(self, method: str, path: str, body: Any = None) -> Any:
         return request(self.url, method, path, body, self.access_token)
 
-    def create_room(self) -> str:
-        content = {
+    def create_room(self, *, encrypted: bool = False) -> str:
+        content: dict[str, Any] = {
             "preset": "public_chat",
-            "power_level_content_override": {"events": {"org.matrix.msc3401.call.member": 0}},
+            "power_level_content_override": {"events": {CALL_MEMBER: 0}},
         }
+        if encrypted:
+            algorithm = {"algorithm": "m.megolm.v1.aes-sha2"}
+            content["initial_state"] = [{"type": "m.room.encryption", "state_key": "", "content": algorithm}]
         room_id: str = self.request("POST", "/_matrix/client/v3/createRoom", content)["room_id"]
         return room_id
 
@@ -90,6 +99,15 @@ def pair(register: Callable[[], Account]) -> tuple[Account, Account, str]:
     """Two accounts in one room."""
     alice, bob = register(), register()
     room_id = alice.create_room()
+    bob.join_room(room_id)
+    return alice, bob, room_id
+
+
+@pytest.fixture
+def encrypted_pair(register: Callable[[], Account]) -> tuple[Account, Account, str]:
+    """Two accounts in one encrypted room."""
+    alice, bob = register(), register()
+    room_id = alice.create_room(encrypted=True)
     bob.join_room(room_id)
     return alice, bob, room_id
 

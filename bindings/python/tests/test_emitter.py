@@ -84,11 +84,24 @@ def test_a_listener_that_raises_keeps_the_event_from_nobody_else() -> None:
 
     with Client.host_driven("@a:x", "D", clock="manual") as client:
         session = client.session("!r:x")
-        session.on("join_state_changed", broken)
+        session.on("join_state_changed", broken).on("join_state_changed", heard.append)
         client.on("join_state_changed", heard.append)
         session.join()
         with pytest.raises(RuntimeError, match="broken listener"):
             while client.next_event(0):
                 pass
-        assert [e.name for e in heard] == ["join_state_changed"]
+        assert [e.name for e in heard] == ["join_state_changed"] * 2
         assert heard[0].session is session
+
+
+def test_what_several_listeners_raise_is_raised_together() -> None:
+    heard: list[str] = []
+
+    def broken(what: str) -> None:
+        raise RuntimeError(what)
+
+    emitter = Emitter().on("e", broken).on("e", broken).on("e", heard.append)
+    with pytest.raises(ExceptionGroup) as caught:
+        emitter.emit("e", "x")
+    assert len(caught.value.exceptions) == 2
+    assert heard == ["x"]

@@ -68,6 +68,13 @@ def test_a_closed_client_and_session_are_told(client: Client) -> None:
             call()
 
 
+def test_the_payload_of_another_event_is_refused_by_name() -> None:
+    event = matrixrtc.Event("sync_state", {"state": "syncing"})
+    with pytest.raises(AttributeError, match="'sync_state' has no such payload: it is that of 'memberships_changed'"):
+        _ = event.memberships
+    assert not hasattr(event, "media_key")
+
+
 def test_errors_travel_between_processes(client: Client) -> None:
     with pytest.raises(matrixrtc.InvalidArgumentError) as caught:
         client.session("no room")

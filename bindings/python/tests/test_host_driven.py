@@ -87,7 +87,7 @@ def test_what_a_homeserver_may_not_answer() -> None:
     }
     create = {**member, "type": "m.room.create", "state_key": "", "event_id": "$c", "content": {"room_version": "10"}}
     client.feed(state={"room_id": "!r:x", "events": [create, member], "complete": True})
-    session.join(delayed_leave_delay_ms=DELAY_MS)
+    session.join([], delayed_leave_delay_ms=DELAY_MS)
     answers: list[dict[str, Any]] = [
         {"status": 502, "headers": {"Content-Type": "text/html"}, "body": "<html>bad gateway</html>"},
         {"status": 200, "body": '{"delay_id": '},

@@ -1,4 +1,5 @@
-"""An emitter with the rules of Node's EventEmitter, which MatrixRTC sessions have elsewhere."""
+"""An emitter with the rules of Node's EventEmitter, which MatrixRTC sessions have elsewhere; but a
+listener that raises, which ends a Node process, ends nothing here."""
 
 from __future__ import annotations
 
@@ -72,16 +73,22 @@ class Emitter:
         return self
 
     def emit(self, event: str, *args: Any) -> bool:
-        """Calls the listeners that are there now; whether there were any. What a listener raises
-        ends the round and is raised here."""
+        """Calls the listeners that are there now; whether there were any. What one of them raises is
+        raised here when all have been called: as it is, or several as an ExceptionGroup."""
         entries = self._entries.get(event, ())
+        raised: list[Exception] = []
         for entry in entries:
             if entry.once:
                 if entry.fired:
                     continue
                 entry.fired = True
                 self._remove(event, entry)
-            entry.listener(*args)
+            try:
+                entry.listener(*args)
+            except Exception as e:
+                raised.append(e)
+        if raised:
+            raise raised[0] if len(raised) == 1 else ExceptionGroup(f"listeners of {event}", raised)
         return bool(entries)
 
     def listeners(self, event: str) -> list[Listener]:

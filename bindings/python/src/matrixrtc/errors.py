@@ -7,8 +7,9 @@ from typing import Any
 
 
 class MatrixRTCError(Exception):
-    """Something failed. `status` is the name in the C interface, `path` a JSON pointer to the
-    offending field, `errcode` and `http_status` what the homeserver said."""
+    """Something failed. `status` is the name in the C interface, `message` is for a person, `path` a
+    JSON pointer to the offending field, `errcode`, `http_status` and `retry_after_ms` what the
+    homeserver said, `reason` why an SFU cannot be entered."""
 
     def __init__(self, error: dict[str, Any]) -> None:
         self.status: str = error.get("status", "MRTC_ERR_INTERNAL")
@@ -17,6 +18,7 @@ class MatrixRTCError(Exception):
         self.errcode: str | None = error.get("errcode")
         self.http_status: int | None = error.get("http_status")
         self.retry_after_ms: int | None = error.get("retry_after_ms")
+        self.reason: str | None = error.get("reason")
         self._error = error
         where = f"{self.path}: " if self.path else ""
         super().__init__(f"{where}{self.message or self.status}")
@@ -66,6 +68,15 @@ class NotFoundError(MatrixRTCError):
     """There is no such thing."""
 
 
+class SFUError(MatrixRTCError):
+    """An SFU cannot be entered; `reason` says why."""
+
+
+def closed(what: str) -> InvalidHandleError:
+    """What is raised where somebody waits for the events of a session or client that is closed."""
+    return InvalidHandleError({"status": "MRTC_ERR_INVALID_HANDLE", "message": f"the {what} is closed"})
+
+
 _CLASSES: dict[int, tuple[str, type[MatrixRTCError]]] = {
     -1: ("MRTC_ERR_INVALID_ARGUMENT", InvalidArgumentError),
     -2: ("MRTC_ERR_INVALID_HANDLE", InvalidHandleError),
@@ -77,6 +88,7 @@ _CLASSES: dict[int, tuple[str, type[MatrixRTCError]]] = {
     -8: ("MRTC_ERR_FORKED", ForkedError),
     -9: ("MRTC_ERR_CLIENT_FAILED", ClientFailedError),
     -10: ("MRTC_ERR_NOT_FOUND", NotFoundError),
+    -11: ("MRTC_ERR_SFU", SFUError),
 }
 
 

@@ -8,6 +8,7 @@ import os
 import pathlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from .errors import error_of
@@ -36,6 +37,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "mrtc_client_event_fd": [_u64, ctypes.POINTER(ctypes.c_int), _out],
     "mrtc_client_set_access_token": [_u64, _text, _out],
     "mrtc_client_sessions": [_u64, _out],
+    "mrtc_client_transports": [_u64, _out],
     "mrtc_client_feed": [_u64, _text, _out],
     "mrtc_client_respond": [_u64, _text, _out],
     "mrtc_client_advance": [_u64, _text, _out],
@@ -49,6 +51,15 @@ _SIGNATURES: dict[str, list[Any]] = {
     "mrtc_session_on_membership_update": [_u64, _out],
     "mrtc_session_update_intent": [_u64, _text, _out],
     "mrtc_session_update_application_data": [_u64, _text, _out],
+    "mrtc_session_encryption_keys": [_u64, _out],
+    "mrtc_session_participant_keys": [_u64, _text, _text, _out],
+    "mrtc_session_reemit_encryption_keys": [_u64, _out],
+    "mrtc_session_on_call_encryption": [_u64, _text, _out],
+    "mrtc_session_sfus": [_u64, _out],
+    "mrtc_session_sfu_token": [_u64, _text, _out],
+    "mrtc_session_sfu_token_wait": [_u64, _text, _i64, _out],
+    "mrtc_session_sfu_connected": [_u64, _text, _out],
+    "mrtc_session_delegate_leave": [_u64, ctypes.c_int, _out],
     "mrtc_session_debug_snapshot": [_u64, _out],
 }
 
@@ -130,6 +141,17 @@ def set_log_callback(function: Any, level: int) -> None:
 def slice_ms(end: float | None) -> int:
     """How long one waiting call may take, for a wait that ends at `end` (monotonic)."""
     return _SLICE_MS if end is None else max(0, min(_SLICE_MS, int((end - time.monotonic()) * 1000)))
+
+
+def in_slices(wait: Callable[[int], Any], timeout: float | None) -> Any:
+    """Makes a waiting call again and again, so that Ctrl-C is answered in between."""
+    end = None if timeout is None else time.monotonic() + timeout
+    while True:
+        try:
+            return wait(slice_ms(end))
+        except TimeoutError:
+            if end is not None and time.monotonic() >= end:
+                raise
 
 
 def encode(value: Any) -> bytes:

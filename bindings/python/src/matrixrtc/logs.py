@@ -18,16 +18,18 @@ _callback: Any = None
 
 
 def enable_logging(logger: logging.Logger | None = None, level: int = logging.INFO) -> None:
-    """Passes log lines of at least `level` to `logger` ("matrixrtc"), with their fields as
-    `record.fields`. The logger is called on a thread of the library: this is the one thing here
-    that is, so it is off unless asked for."""
+    """Passes log lines of at least `level` to `logger` ("matrixrtc"), with their fields behind the
+    message and as `record.fields`. No line holds a secret. The logger is called on a thread of the library:
+    this is the one thing here that is, so it is off unless asked for."""
     global _callback
     target = logger if logger is not None else logging.getLogger("matrixrtc")
 
     def receive(at: int, text: bytes, length: int, _: Any) -> None:
         line = json.loads(text[:length])
         message = line.pop("message", "")
-        target.log(_LEVELS[min(max(at, 0), len(_LEVELS) - 1)], "%s", message, extra={"fields": line})
+        shown = ", ".join(f"{name}={value}" for name, value in line.items() if value not in (None, "", 0))
+        shown = f"{message}: {shown}" if shown else message
+        target.log(_LEVELS[min(max(at, 0), len(_LEVELS) - 1)], "%s", shown, extra={"fields": line})
 
     wanted = sum(level > known for known in _LEVELS)
     callback = library.LOG_FUNCTION(receive)
