@@ -5,7 +5,7 @@ import { MatrixRTCError } from './errors.js';
 import { call, encode } from './library.js';
 import { Session } from './session.js';
 import { EventSource } from './source.js';
-import type { ClientConfig, ClientInfo, Feed, MatrixRTCEvent, Response, RoomCall, SessionOptions } from './types.js';
+import type { ClientConfig, ClientInfo, Feed, MatrixRTCEvent, Response, RoomCall, SessionOptions, Transport } from './types.js';
 
 // Events taken before other work of the event loop gets its turn.
 const BATCH = 256;
@@ -15,7 +15,8 @@ const BATCH = 256;
  *
  * Events are read when the library's descriptor becomes readable: nothing is ever called from a
  * foreign thread. Like a server that listens, a client keeps the process alive from `start` (or,
- * host-driven, from its first session) until it has stopped; `unref` lets the process end.
+ * host-driven, from its first session) until it has stopped; `unref` lets the process end. What is
+ * refused is thrown as MatrixRTCError.
  */
 export class Client extends EventSource {
   readonly #handle: number;
@@ -113,7 +114,10 @@ export class Client extends EventSource {
     await this.close();
   }
 
-  /** Opens the call of a room. */
+  /**
+   * Opens the call of a room, by its id, which need not be synced yet. Its events tell what changes
+   * from now on: who is there already is in `Session.memberships`.
+   */
   session(roomId: string, options: SessionOptions = {}): Session {
     const handle: [number] = [0];
     call('mrtc_session_open', this.#handle, roomId, encode(options), handle);
@@ -128,6 +132,7 @@ export class Client extends EventSource {
     return event.session === undefined ? undefined : this.#sessions.get(event.session);
   }
 
+  /** What is true of the client now. Like all that follow it throws `MRTC_ERR_INVALID_HANDLE` once it is closed. */
   info(): ClientInfo {
     return call('mrtc_client_info', this.#handle) as ClientInfo;
   }
@@ -135,6 +140,12 @@ export class Client extends EventSource {
   /** Every call that is going on in the rooms of the account. */
   sessions(): RoomCall[] {
     return (call('mrtc_client_sessions', this.#handle) as { sessions: RoomCall[] }).sessions;
+  }
+
+  /** Where the homeserver offers to have the media of calls; undefined while that is not known. */
+  transports(): Transport[] | undefined {
+    const answer = call('mrtc_client_transports', this.#handle) as { transports: Transport[]; known: boolean };
+    return answer.known ? answer.transports : undefined;
   }
 
   /** A new token of the same device, after `sync_state` "error". */

@@ -11,7 +11,19 @@ export type ErrorStatus =
   | 'MRTC_ERR_INTERNAL'
   | 'MRTC_ERR_FORKED'
   | 'MRTC_ERR_CLIENT_FAILED'
-  | 'MRTC_ERR_NOT_FOUND';
+  | 'MRTC_ERR_NOT_FOUND'
+  | 'MRTC_ERR_SFU';
+
+/** Why an SFU cannot be entered. */
+export type SFUFailure =
+  | 'unreachable'
+  | 'refused'
+  | 'openid_rejected'
+  | 'full'
+  | 'no_such_room'
+  | 'identity_mismatch'
+  | 'untrusted'
+  | 'bad_answer';
 
 /** An error object as the library writes it. */
 export interface ErrorObject {
@@ -21,8 +33,12 @@ export interface ErrorObject {
   errcode?: string;
   http_status?: number;
   retry_after_ms?: number;
+  reason?: SFUFailure;
+  /** The token is dead, the device is not: a new token of it is enough. */
+  soft_logout?: true;
 }
 
+/** What the library refused, and why. */
 export class MatrixRTCError extends Error {
   override readonly name = 'MatrixRTCError';
   readonly status: ErrorStatus;
@@ -32,6 +48,8 @@ export class MatrixRTCError extends Error {
   readonly errcode: string | undefined;
   readonly httpStatus: number | undefined;
   readonly retryAfterMs: number | undefined;
+  /** With `MRTC_ERR_SFU`. */
+  readonly reason: SFUFailure | undefined;
 
   constructor(error: ErrorObject) {
     super(error.path ? `${error.path}: ${error.message}` : error.message);
@@ -40,5 +58,6 @@ export class MatrixRTCError extends Error {
     this.errcode = error.errcode;
     this.httpStatus = error.http_status;
     this.retryAfterMs = error.retry_after_ms;
+    this.reason = error.reason;
   }
 }

@@ -25,6 +25,7 @@ const SIGNATURES = {
   mrtc_client_event_fd: [CLIENT, '_Out_ int *'],
   mrtc_client_set_access_token: [CLIENT, TEXT],
   mrtc_client_sessions: [CLIENT],
+  mrtc_client_transports: [CLIENT],
   mrtc_client_feed: [CLIENT, TEXT],
   mrtc_client_respond: [CLIENT, TEXT],
   mrtc_client_advance: [CLIENT, TEXT],
@@ -37,6 +38,14 @@ const SIGNATURES = {
   mrtc_session_on_membership_update: [SESSION],
   mrtc_session_update_intent: [SESSION, TEXT],
   mrtc_session_update_application_data: [SESSION, TEXT],
+  mrtc_session_encryption_keys: [SESSION],
+  mrtc_session_participant_keys: [SESSION, TEXT, TEXT],
+  mrtc_session_reemit_encryption_keys: [SESSION],
+  mrtc_session_on_call_encryption: [SESSION, TEXT],
+  mrtc_session_sfus: [SESSION],
+  mrtc_session_sfu_token: [SESSION, TEXT],
+  mrtc_session_sfu_connected: [SESSION, TEXT],
+  mrtc_session_delegate_leave: [SESSION, 'int'],
   mrtc_session_debug_snapshot: [SESSION],
 } as const;
 

@@ -58,13 +58,23 @@ export class Homeserver {
   }
 
   /** A room that all of them are in and in which all may announce themselves. */
-  async room(...[creator, ...others]: [Account, ...Account[]]): Promise<string> {
+  room(...members: [Account, ...Account[]]): Promise<string> {
+    return this.#room({}, members);
+  }
+
+  encryptedRoom(...members: [Account, ...Account[]]): Promise<string> {
+    const content = { algorithm: 'm.megolm.v1.aes-sha2' };
+    return this.#room({ initial_state: [{ type: 'm.room.encryption', state_key: '', content }] }, members);
+  }
+
+  async #room(more: object, [creator, ...others]: [Account, ...Account[]]): Promise<string> {
     const { room_id: roomId } = (await this.request(
       'POST',
       '/createRoom',
       {
         preset: 'public_chat',
         power_level_content_override: { events: { 'org.matrix.msc3401.call.member': 0 } },
+        ...more,
       },
       creator.access_token,
     )) as { room_id: string };
