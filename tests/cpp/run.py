@@ -15,24 +15,13 @@ import threading
 from contextlib import ExitStack
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "demo"))
+sys.path[:0] = [str(ROOT / folder) for folder in ("demo", "tests")]
+
+from checks import Checks  # noqa: E402
 
 from demo import Homeserver, embedded_homeserver  # noqa: E402
 
 PATIENCE = 30.0
-
-
-class Checks:
-    def __init__(self) -> None:
-        self.passed = 0
-        self.failed = 0
-
-    def check(self, ok: bool, what: str) -> None:
-        if ok:
-            self.passed += 1
-        else:
-            self.failed += 1
-            print(f"FAILED: {what}", flush=True)
 
 
 class Program:
@@ -118,26 +107,44 @@ def examples(checks: Checks, programs: pathlib.Path, url: str) -> None:
         checks.check(usage.finish() == 2 and "usage" in usage.text, f"{name} says how it is used")
 
 
-def wrapper(checks: Checks, programs: pathlib.Path) -> None:
-    program = Program([str(programs / "wrapper")])
-    code = program.finish()
-    found = re.search(r"^(\d+) passed, (\d+) failed$", program.text, re.MULTILINE)
-    if found:
-        checks.passed += int(found[1])
-        checks.failed += int(found[2])
-    checks.check(found is not None and code == 0, f"the wrapper's tests ended with {code}\n{program.text}")
+def frames(checks: Checks, program: pathlib.Path) -> None:
+    """The example of frames, on those that LiveKit's SDK has encrypted, and on what is none of them."""
+    text = (ROOT / "tests/cpp/livekit_frames.txt").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+
+    def run(given: list[str]) -> tuple[int, str]:
+        done = subprocess.run(
+            [program], input="\n".join(given), capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = run(lines)
+    checks.check(code == 0 and f"{len(lines)} frames, 0 failed" in said, f"frames of LiveKit's SDK\n{said}")
+    changed = {
+        "another key": [re.sub(r" (..)(\S+ \S+)$", lambda m: f" {int(m[1], 16) ^ 1:02x}{m[2]}", x) for x in lines],
+        "another index of the key": [re.sub(r" (\d+) ", lambda m: f" {int(m[1]) + 1} ", x, count=1) for x in lines],
+        "half a frame": [x[: -len(x.rsplit(" ", 1)[1]) // 2] for x in lines],
+        "two bytes": [x.rsplit(" ", 1)[0] + " 0c00" for x in lines],
+        "nothing": [x.rsplit(" ", 1)[0] for x in lines],
+    }
+    for what, given in changed.items():
+        code, said = run(given)
+        checks.check(code == 1 and f"{len(lines)} frames, {len(lines)} failed" in said, f"frames: {what}\n{said}")
 
 
 def main() -> int:
     build = pathlib.Path(sys.argv[1])
     checks = Checks()
-    wrapper(checks, build / "tests-cpp")
+    for name in "wrapper", "frame_keys-address", "frame_keys-thread":
+        program = Program([str(build / "tests-cpp" / name)])
+        checks.program(name, program.finish(), program.text)
+    frames(checks, build / "tests-cpp" / "frames")
     with ExitStack() as cleanup:
         url = os.environ.get("MRTC_TEST_SYNAPSE_URL") or cleanup.enter_context(
             embedded_homeserver(build / "homeserver")
         )
         examples(checks, build / "tests-cpp", url)
-    print(f"{checks.passed} passed, {checks.failed} failed")
+    print(checks)
     return checks.failed != 0
 
 

@@ -51,7 +51,7 @@ static void ownership() {
     Client b = std::move(a);
     check(b.handle() == freed && a.handle() == 0, "a moved client leaves nothing behind");
     check(b.info().find("host_driven") != std::string::npos, "the moved client lives");
-    refused(MRTC_ERR_INVALID_HANDLE, "handle", "a client that was moved from answers an error", [&] { a.info(); });
+    refused(MRTC_ERR_INVALID_HANDLE, "no such", "a client that was moved from answers an error", [&] { a.info(); });
     b = host_driven();
     check(b.handle() != freed, "an assigned client is another");
     check(mrtc_client_info(freed, nullptr) == MRTC_ERR_INVALID_HANDLE, "what it was before is freed");
@@ -70,7 +70,7 @@ static void ownership() {
   Session later = client.open("!r:x");
   client.free();
   client.free();
-  refused(MRTC_ERR_INVALID_HANDLE, "handle", "a session without its client answers an error", [&] { later.info(); });
+  refused(MRTC_ERR_INVALID_HANDLE, "no such", "a session without its client answers an error", [&] { later.info(); });
 }
 
 static void errors() {
@@ -92,7 +92,7 @@ static void drain(Client &client) {
   std::promise<void> reached;
   Listener last = client.on("drain", [&](const Event &) { reached.set_value(); });
   client.emit("drain");
-  check(reached.get_future().wait_for(10s) == std::future_status::ready, "events arrive");
+  check(reached.get_future().wait_for(30s) == std::future_status::ready, "events arrive");
 }
 
 static void listeners() {
@@ -117,6 +117,17 @@ static void listeners() {
   check(!client.emit("e"), "nobody listens any more");
   drain(client);
   check(calls == "abe1*abe*a*", "a listener ends with its object");
+
+  {
+    Listener a = client.on("e", [&](const Event &) { calls += '!'; });
+    Listener b = client.on("other", [&](const Event &) { calls += '?'; });
+    client.remove_all_listeners("e");
+    check(client.listener_count("e") == 0 && client.listener_count() == 1, "those of one event are removed");
+    client.remove_all_listeners();
+    check(!client.emit("e") && !client.emit("other"), "all are removed");
+    drain(client);
+    check(calls == "abe1*abe*a*", "and not called");
+  }
 
   // A listener that removes itself from inside; what it captured lives until it has returned.
   auto self = std::make_unique<Listener>();
@@ -156,7 +167,7 @@ static void listeners() {
   Listener orphan = client.on("e", [](const Event &) {});
   client.free();
   orphan.remove();
-  refused(MRTC_ERR_INVALID_HANDLE, "handle", "no listener for a client that is gone",
+  refused(MRTC_ERR_INVALID_HANDLE, "no such", "no listener for a client that is gone",
           [&] { orphan = client.on("e", [](const Event &) {}); });
 }
 
@@ -184,7 +195,7 @@ static void queue_and_host() {
   client.feed(room);
   session.join(R"({"foci_preferred": [{"type": "livekit", "livekit_service_url": "https://sfu.x"}]})");
   bool asked = false;
-  while (auto event = client.next_event(2s)) {
+  while (auto event = client.next_event(30s)) {
     asked = event->find(R"("event":"request")") != std::string::npos;
     if (asked)
       break;
@@ -195,12 +206,86 @@ static void queue_and_host() {
   check(session.debug_snapshot().find("phase") != std::string::npos, "a snapshot");
 }
 
+static bool has(const std::string &text, const std::string &part) { return text.find(part) != std::string::npos; }
+
+// A host-driven call in which this program is the homeserver, the host's Olm and the other member.
+static void media_keys() {
+  Client client(R"({"mode": "host_driven", "user_id": "@us:x", "device_id": "D", "clock": "manual"})");
+  const auto at = [&client](int64_t ms) {
+    client.advance(R"({"boot_ms": )" + std::to_string(ms) + R"(, "wall_ts": )" + std::to_string(1700000000000 + ms) + "}");
+  };
+  at(0);
+  check(!client.next_event(0ms), "from here on events are kept for us");
+  Session session = client.open("!r:x");
+  client.feed(room);
+  session.join(R"({"foci_preferred": [], "manage_media_keys": true, "key_transport": "to_device"})");
+  client.feed(R"({"state": {"room_id": "!r:x", "events": [
+    {"type": "m.room.member", "state_key": "@them:x", "sender": "@them:x", "content": {"membership": "join"},
+     "event_id": "$3", "origin_server_ts": 1700000000000},
+    {"type": "org.matrix.msc3401.call.member", "state_key": "_@them:x_T_m.call", "sender": "@them:x",
+     "content": {"application": "m.call", "call_id": "", "device_id": "T", "foci_preferred": [],
+                 "focus_active": {"type": "livekit", "focus_selection": "multi_sfu"}},
+     "event_id": "$4", "origin_server_ts": 1700000000000}]}})");
+
+  bool sent = false, undelivered = false;
+  while (auto event = client.next_event(0ms)) {
+    undelivered |= has(*event, "encryption_key_undelivered") && has(*event, R"("reason":"no_session")");
+    if (!has(*event, R"("event":"request")"))
+      continue;
+    const auto from = event->find(R"("id":)") + 5;
+    const std::string answer = R"({"id": )" + event->substr(from, event->find(',', from) - from) + ", ";
+    if (has(*event, "encrypt_and_send_to_device")) {
+      sent = has(*event, R"("recipients":[{"user_id":"@them:x","device_id":"T"}])") && has(*event, R"("index":0)");
+      client.respond(answer + R"("deliveries": [{"user_id": "@them:x", "device_id": "T", "reason": "no_session"}]})");
+    } else
+      client.respond(
+          answer +
+          R"("status": 200, "body": {"capabilities": {}, "delayed_events": [], "delay_id": "d", "event_id": "$5"}})");
+  }
+  check(sent, "our key is sent to the member's device");
+  check(undelivered, "a device that was not reached is told");
+
+  check(has(session.participant_keys("@them:x", "T"), R"("keys":null)"), "none of theirs is known");
+  client.feed(R"({"to_device": [{"type": "io.element.call.encryption_keys", "sender": "@them:x", "sender_device": "T",
+    "encrypted": true, "content": {"keys": {"index": 3, "key": "AAECAwQFBgcICQoLDA0ODw"},
+    "member": {"id": "@them:x:T", "claimed_device_id": "T"}, "room_id": "!r:x",
+    "session": {"application": "m.call", "call_id": "", "scope": "m.room"}, "sent_ts": 1700000000000}}]})");
+  session.on_call_encryption(R"({"type": "io.element.call.encryption_keys", "sender": "@them:x", "event_id": "$k",
+    "origin_server_ts": 1700000000000, "content": {"keys": [{"index": 4, "key": "AAECAwQFBgcICQoLDA0ODw"}],
+    "device_id": "T", "call_id": "", "sent_ts": 1700000000000}})");
+  session.on_call_encryption(R"({"type": "io.element.call.encryption_keys", "content": {"keys": 7}})");
+  const std::string theirs = session.participant_keys("@them:x", "T");
+  check(has(theirs, R"("index":3)") && has(theirs, R"("index":4)") && !has(theirs, R"("own":true)"), "both transports");
+  const std::string all = session.encryption_keys();
+  check(has(all, R"("own":true,"in_use":true)") && has(all, R"("key":"AAECAwQFBgcICQoLDA0ODw")"), "all keys");
+  check(!has(session.debug_snapshot(), "AAECAwQFBgcICQoLDA0ODw"), "a snapshot shows no key");
+
+  const auto told = [&client] {
+    std::string names;
+    while (auto event = client.next_event(0ms)) {
+      const auto from = event->find(R"("event":")") + 9;
+      names += event->substr(from, event->find('"', from) - from) + " ";
+    }
+    return names;
+  };
+  const std::string before = told();
+  check(before == "encryption_key_changed encryption_key_changed ", before.c_str());
+  session.reemit_encryption_keys();
+  const std::string again = told();
+  check(again == "encryption_key_changed encryption_key_changed encryption_key_changed ", again.c_str());
+  at(1000);
+  check(has(client.next_event(0ms).value_or(""), "encrypt_and_send_to_device"), "what was undelivered is tried again");
+  refused(MRTC_ERR_INVALID_ARGUMENT, "NUL", "a NUL in a user", 
+          [&] { session.participant_keys(std::string("@\0", 2), ""); });
+}
+
 int main() {
   ownership();
   errors();
   listeners();
   races();
   queue_and_host();
+  media_keys();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0;
 }
