@@ -18,8 +18,9 @@ _HERE = pathlib.Path(__file__).parent / "jspeer"
 class JsPeer:
     """Commands as methods; what the peer has seen as `seen`, and waits for it."""
 
-    def __init__(self, account: Account, log: pathlib.Path) -> None:
+    def __init__(self, account: Account, log: pathlib.Path, *, encrypted: bool = False) -> None:
         self.account = account
+        self.encrypted = encrypted
         self._process = subprocess.Popen(
             [_HERE / "node_modules/.bin/node", _HERE / "peer.mjs"],
             stdin=subprocess.PIPE,
@@ -34,6 +35,11 @@ class JsPeer:
         # Every membership list that the peer told, oldest first, as {(user, device): membership}.
         self.seen: list[dict[tuple[str, str], dict[str, Any]]] = []
         self.errors: list[str] = []
+        # The media keys that the peer told, by (user, device) and index; its own among them.
+        self.keys: dict[tuple[str, str], dict[int, str]] = {}
+        # What came to its device, decrypted, in a call or not; and the decrypted key events of its rooms.
+        self.to_device: list[dict[str, Any]] = []
+        self.room_keys: list[dict[str, Any]] = []
         threading.Thread(target=self._read, daemon=True).start()
         self.command(
             "start",
@@ -41,6 +47,7 @@ class JsPeer:
             user_id=account.user_id,
             device_id=account.device_id,
             access_token=account.access_token,
+            encrypted=encrypted,
         )
 
     def _read(self) -> None:
@@ -52,6 +59,12 @@ class JsPeer:
                     self._answers[told["id"]] = told
                 elif told["event"] == "memberships":
                     self.seen.append({(m["user_id"], m["device_id"]): m for m in told["memberships"]})
+                elif told["event"] == "key":
+                    self.keys.setdefault((told["user_id"], told["device_id"]), {})[told["index"]] = told["key"]
+                elif told["event"] == "to_device":
+                    self.to_device.append(told)
+                elif told["event"] == "room_key_event":
+                    self.room_keys.append(told)
                 elif told["event"] == "error":
                     self.errors.append(told["message"])
                 self._arrived.notify_all()
@@ -95,6 +108,18 @@ class JsPeer:
         self._wait(lambda: (user_id, device_id) not in self.now(), timeout, f"end of member {user_id} {device_id}")
         return time.monotonic()
 
+    def has_key(self, user_id: str, device_id: str, index: int, key: str, timeout: float = 20) -> None:
+        """Waits until the peer holds that media key of a member."""
+
+        def held() -> bool:
+            return self.keys.get((user_id, device_id), {}).get(index) == key
+
+        self._wait(held, timeout, f"key {index} of {user_id} {device_id}")
+
+    def until(self, condition: Callable[[], Any], what: str, timeout: float = 20) -> None:
+        """Waits for something of what the peer has told."""
+        self._wait(lambda: bool(condition()), timeout, what)
+
     def keeps_seeing(self, user_id: str, device_id: str, seconds: float) -> None:
         """Fails as soon as the peer loses sight of the member within this time."""
         try:
@@ -110,9 +135,13 @@ class JsPeer:
         """Joins the room and tells the members of its call from now on."""
         self.command("join_room", room_id=room_id)
 
-    def join(self, room_id: str, intent: str = "video", delay_ms: int = 10_000) -> None:
+    def join(self, room_id: str, intent: str = "video", delay_ms: int = 10_000, **settings: int) -> None:
+        """`settings` are more of matrix-js-sdk's, as it names them."""
         transports = [{"type": "livekit", "livekit_service_url": "https://js.example", "livekit_alias": room_id}]
-        self.command("join", room_id=room_id, transports=transports, intent=intent, delay_ms=delay_ms)
+        settings["delayedLeaveEventDelayMs"] = delay_ms
+        self.command(
+            "join", room_id=room_id, transports=transports, intent=intent, settings=settings, media_keys=self.encrypted
+        )
 
     def update_intent(self, room_id: str, intent: str) -> None:
         self.command("update_intent", room_id=room_id, intent=intent)

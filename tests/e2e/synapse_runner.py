@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 CALL_MEMBER = "org.matrix.msc3401.call.member"
@@ -80,9 +80,25 @@ class Account:
     def request(self, method: str, path: str, body: Any = None) -> Any:
         return request(self.url, method, path, body, self.access_token)
 
-    def create_room(self) -> str:
+    def another_device(self) -> Account:
+        """A login of the same user as a new device."""
+        body = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": self.user_id},
+            "password": self.password,
+        }
+        answer = request(self.url, "POST", "/_matrix/client/v3/login", body)
+        return dataclasses.replace(self, device_id=answer["device_id"], access_token=answer["access_token"])
+
+    def create_room(self, *, encrypted: bool = False) -> str:
         """A public room in which everybody may be in calls."""
-        content = {"preset": "public_chat", "power_level_content_override": {"events": {CALL_MEMBER: 0}}}
+        content: dict[str, Any] = {
+            "preset": "public_chat",
+            "power_level_content_override": {"events": {CALL_MEMBER: 0}},
+        }
+        if encrypted:
+            algorithm = {"algorithm": "m.megolm.v1.aes-sha2"}
+            content["initial_state"] = [{"type": "m.room.encryption", "state_key": "", "content": algorithm}]
         room_id: str = self.request("POST", "/_matrix/client/v3/createRoom", content)["room_id"]
         return room_id
 
@@ -111,7 +127,16 @@ class Account:
 class Synapse:
     """One server. Its data outlives `stop` and `kill`, so that `start` is a restart."""
 
-    def __init__(self, folder: pathlib.Path, *, default_rate_limits: bool = False) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        default_rate_limits: bool = False,
+        sfus: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`sfus` are the authorisation services that it offers, the first of them first; `settings` go before
+        ours."""
         self.folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._names = 0
@@ -128,7 +153,7 @@ class Synapse:
                     "tls": False,
                     "type": "http",
                     "bind_addresses": ["127.0.0.1"],
-                    "resources": [{"names": ["client"], "compress": False}],
+                    "resources": [{"names": ["client", "openid"], "compress": False}],
                 }
             ],
             "database": {"name": "sqlite3", "args": {"database": "hs.db"}},
@@ -144,10 +169,12 @@ class Synapse:
             "bcrypt_rounds": 4,
             "max_event_delay_duration": "24h",
             "experimental_features": {"msc4143_enabled": True, "msc4354_enabled": True, "msc4222_enabled": True},
+            "matrix_rtc": {"transports": [{"type": "livekit", "livekit_service_url": url} for url in sfus]},
         }
+        config |= {} if default_rate_limits else _GENEROUS
         folder.mkdir(parents=True, exist_ok=True)
         # JSON is YAML.
-        (folder / "synapse.yaml").write_text(json.dumps(config | ({} if default_rate_limits else _GENEROUS), indent=1))
+        (folder / "synapse.yaml").write_text(json.dumps(config | dict(settings or {}), indent=1))
         (folder / "log.yaml").write_text(_LOG)
         self._run("--generate-keys").wait(60)
 
@@ -208,12 +235,18 @@ class Synapse:
 
 
 @contextlib.contextmanager
-def running(folder: pathlib.Path | None = None, *, default_rate_limits: bool = False) -> Iterator[Synapse]:
+def running(
+    folder: pathlib.Path | None = None,
+    *,
+    default_rate_limits: bool = False,
+    sfus: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Iterator[Synapse]:
     """A Synapse for as long as the block lasts, in a folder of its own unless one is named."""
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="synapse-")))
-        synapse = Synapse(folder, default_rate_limits=default_rate_limits)
+        synapse = Synapse(folder, default_rate_limits=default_rate_limits, sfus=sfus, settings=settings)
         stack.callback(synapse.kill)
         synapse.start()
         yield synapse
