@@ -5,6 +5,3 @@ build=$(realpath "$1")
 root=$(cd "$(dirname "$0")/.." && pwd)
 "${CXX:-c++}" -std=c++17 -O1 -Wall -Wextra -Werror -pedantic "$root/demo/participant.cpp" -I"$root/include" \
   -L"$build" -lmatrixrtc -Wl,-rpath,'$ORIGIN' -pthread -o "$build/demo-participant"
-cd "$root/bindings/node"
-test -d node_modules || npm ci
-npm run --silent build

@@ -1,13 +1,16 @@
-"""Three programs in one call: Python, Node and C++ meet, one is killed, and the others see it go.
+"""Three programs in one encrypted call: Python, Node and C++ meet and exchange media keys, one is
+killed, and the others see it go and change their keys.
 
-Starts the embedded homeserver (or uses --homeserver URL), a room, and a participant of each
-runtime as a process of its own. Exits with 0 only if every step was seen by every participant that
-should have seen it. `make demo` builds what it needs first.
+Starts the embedded homeserver (or uses --homeserver URL), an encrypted room, and a participant of
+each runtime as a process of its own. Keys are shown by fingerprint, 8 hex digits of their SHA-256.
+Exits with 0 only if every step was seen by every participant that should have seen it.
+`make demo` builds what it needs first.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -20,14 +23,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LEAVE_DELAY = 5.0  # seconds after which the homeserver removes a participant that went silent
-SLACK = 3.0  # for the removal to travel to the others
+SLACK = 10.0  # for the removal to travel to the others
 STEP = 15.0  # for every other step
 
 JOIN = {
@@ -52,7 +55,7 @@ class Screen:
         self.table: list[str] = []
 
     def paint(self, code: str, text: str) -> str:
-        return f"\033[{code}m{text}\033[0m" if self.live else text
+        return f"\033[{code}m{text}\033[0m" if self.live and not os.environ.get("NO_COLOR") else text
 
     def line(self, who: str, text: str, code: str = "0") -> None:
         self._erase()
@@ -114,6 +117,9 @@ class Homeserver:
             {
                 "preset": "public_chat",
                 "power_level_content_override": {"events": {"org.matrix.msc3401.call.member": 0}},
+                "initial_state": [
+                    {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+                ],
             },
             creator["access_token"],
         )["room_id"]
@@ -126,6 +132,17 @@ class Homeserver:
         return [e["sender"] for e in state if e["type"] == "org.matrix.msc3401.call.member" and e["content"]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What may be shown of a media key."""
+
+    index: int
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.fingerprint} ({self.index})"
+
+
 class Participant:
     """One process in the call, and what it has said."""
 
@@ -133,6 +150,8 @@ class Participant:
         self.name = name
         self.user = user
         self.sees: set[str] = set()  # user ids
+        self.uses: Key | None = None  # to encrypt
+        self.holds: dict[str, dict[int, Key]] = {}  # to decrypt, by user id and index
         self.status = "starting"
         self.sent_leave: bool | None = None
         self.errors = tempfile.TemporaryFile("w+")
@@ -149,10 +168,26 @@ class Participant:
         if event["event"] == "memberships_changed":
             self.sees |= {m["user_id"] for m in event["joined"]}
             self.sees -= {d["membership"]["user_id"] for d in event["left"]}
+            for gone in event["left"]:
+                self.holds.pop(gone["membership"]["user_id"], None)
+        elif event["event"] == "encryption_key_changed":
+            key = Key(event["index"], event["fingerprint"])
+            if not event["own"]:
+                self.holds.setdefault(event["user_id"], {})[key.index] = key
+            elif event["in_use"]:
+                self.uses = key
         elif event["event"] == "status_changed":
             self.status = event["status"]
         elif event["event"] == "left":
             self.sent_leave = event["sent"]
+
+    def can_hear(self, other: Participant) -> bool:
+        """Whether we hold the key that the other one says it encrypts with."""
+        held = self.holds.get(other.user["user_id"], {})
+        return other.uses is not None and held.get(other.uses.index) == other.uses
+
+    def gone(self, status: str) -> None:
+        self.status, self.sees, self.uses, self.holds = status, set(), None, {}
 
     def complaint(self) -> str:
         self.errors.seek(0)
@@ -193,21 +228,35 @@ class Call:
     def names(self, users: set[str]) -> str:
         return ", ".join(p.name for u, p in self.people.items() if u in users) or "nobody"
 
+    def keys_in_use(self) -> set[Key]:
+        return {p.uses for p in self.people.values() if p.uses}
+
+    def fingerprints(self) -> str:
+        return ", ".join(f"{p.name} {p.uses}" for p in self.people.values() if p.uses)
+
     def table(self) -> list[str]:
-        paint, names = self.screen.paint, [p.name for p in self.people.values()]
-        rows = ["", f"  {'who sees whom':<16}" + "".join(f"{n:^10}" for n in names) + "  status"]
-        for p in self.people.values():
-            cells = "".join(
-                paint("32", f"{'yes':^10}") if u in p.sees else paint("2", f"{'-':^10}") for u in self.people
-            )
-            rows.append(f"  {p.name:<16}{cells}  {p.status}")
+        """Who holds whose key. Green is one that its owner uses, and bold is one's own."""
+        people = list(self.people.values())
+        rows = ["", f"  {'holds the key of':<18}" + "".join(f"{p.name:<15}" for p in people) + "status"]
+        for p in people:
+            rows.append(f"  {p.name:<18}" + "".join(self._cell(p, other) for other in people) + p.status)
         return rows
+
+    def _cell(self, p: Participant, other: Participant) -> str:
+        held = p.holds.get(other.user["user_id"], {})
+        if p is other:
+            return self.screen.paint("1", f"{p.uses or '-'!s:<15}")
+        if p.can_hear(other):
+            return self.screen.paint("32", f"{other.uses!s:<15}")
+        if held:
+            return self.screen.paint("33", f"{next(reversed(held.values()))!s:<15}")
+        return self.screen.paint("2", f"{'no key' if other.user['user_id'] in p.sees else '-':<15}")
 
     def take(self, participant: Participant, line: str | None) -> None:
         if line is None:
             if participant.status == "left":
                 return
-            participant.status, participant.sees = "gone", set()
+            participant.gone("gone")
         else:
             try:
                 event = json.loads(line)
@@ -219,12 +268,25 @@ class Call:
                 self.screen.line(participant.name, f"sees {self.names(participant.sees)}", "36")
             if participant.status != status:
                 self.screen.line(participant.name, participant.status)
-            if event["event"] == "left":
+            if event["event"] == "encryption_key_changed":
+                self._told_of_key(participant, event)
+            elif event["event"] == "left":
                 sent = "the homeserver has it" if event["sent"] else f"not sent: {event['reason']}"
                 self.screen.line(participant.name, f"left the call ({sent})")
             elif event["event"] == "membership_manager_error":
                 self.screen.line(participant.name, f"trouble: {event['message']}", "33")
+            self.told(participant, event)
         self.screen.show(self.table())
+
+    def told(self, participant: Participant, event: dict[str, Any]) -> None:
+        """What only some demos tell of."""
+
+    def _told_of_key(self, participant: Participant, event: dict[str, Any]) -> None:
+        key = Key(event["index"], event["fingerprint"])
+        if not event["own"]:
+            self.screen.line(participant.name, f"holds {key} of {self.names({event['user_id']})}", "35")
+        elif event["in_use"]:
+            self.screen.line(participant.name, f"encrypts with {key}", "35")
 
     def until(self, what: str, timeout: float, done: Callable[[], bool], alive: list[Participant]) -> float:
         """Reads what they say until `done`; how long that took."""
@@ -238,13 +300,27 @@ class Call:
                 self.take(*self.lines.get(timeout=max(0.0, min(left, 0.5))))
             except queue.Empty:
                 if left <= 0:
-                    saw = "; ".join(f"{p.name} ({p.status}) sees {self.names(p.sees)}{p.complaint()}" for p in alive)
+                    saw = "; ".join(
+                        f"{p.name} ({p.status}) sees {self.names(p.sees)}, encrypts with {p.uses or 'no key'} and "
+                        f"can hear {', '.join(o.name for o in alive if p.can_hear(o)) or 'nobody'}{p.complaint()}"
+                        for p in alive
+                    )
                     raise Failure(f"within {timeout:.0f} s it did not happen that {what}: {saw}") from None
         return time.monotonic() - began
 
     def until_seen(self, what: str, members: list[Participant], by: list[Participant], timeout: float = STEP) -> float:
         wanted = {p.user["user_id"] for p in members}
         return self.until(what, timeout, lambda: all(p.sees == wanted for p in by), by)
+
+    def until_keyed(self, what: str, among: list[Participant], used_before: Collection[Key] = ()) -> float:
+        """Everybody encrypts with a key that was not used before and that all of the others hold."""
+
+        def keyed() -> bool:
+            return all(p.uses and p.uses not in used_before for p in among) and all(
+                p.can_hear(o) for p in among for o in among if o is not p
+            )
+
+        return self.until(what, STEP, keyed, among)
 
     def leave(self, participant: Participant) -> None:
         assert participant.process.stdin
@@ -258,14 +334,14 @@ class Call:
             raise Failure(f"{participant.name} has left but its process does not end") from None
         if code != 0:
             raise Failure(f"{participant.name} ended with {code} instead of 0{participant.complaint()}")
-        participant.status, participant.sees = "left", set()
+        participant.gone("left")
         self.screen.show(self.table())
 
 
 @contextmanager
-def embedded_homeserver(binary: pathlib.Path) -> Iterator[str]:
+def embedded_homeserver(binary: pathlib.Path, *arguments: str) -> Iterator[str]:
     """Runs the homeserver; its first line is its URL."""
-    with subprocess.Popen([binary, "-listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([binary, "-listen", "127.0.0.1:0", *arguments], stdout=subprocess.PIPE, text=True) as process:
         try:
             first: queue.Queue[str] = queue.Queue()
             assert process.stdout
@@ -286,7 +362,7 @@ def play(screen: Screen, server: Homeserver, build: pathlib.Path, cleanup: ExitS
     names = ["python", "node", "c++"]
     users = [server.register(f"{name.replace('+', 'p')}-{run}") for name in names]
     room_id = server.room(users[0], users[1:])
-    screen.line("homeserver", f"{server.url}, room {room_id}")
+    screen.line("homeserver", f"{server.url}, encrypted room {room_id}")
 
     environment = {
         "MATRIXRTC_LIBRARY": str(build / "libmatrixrtc.so"),
@@ -314,11 +390,18 @@ def play(screen: Screen, server: Homeserver, build: pathlib.Path, cleanup: ExitS
     took = call.until_seen("everybody sees everybody", everybody, by=everybody)
     call.until("everybody is connected", STEP, lambda: all(p.status == "Connected" for p in everybody), everybody)
     screen.line("demo", f"everybody sees everybody, {took:.1f} s after the start", "1;32")
+    call.until_keyed("everybody holds the key that each of the others encrypts with", everybody)
+    screen.line("demo", f"each holds the keys of the others, and the fingerprints agree: {call.fingerprints()}", "1;32")
+    before = call.keys_in_use()
 
     node.process.kill()
     screen.line("demo", "node was killed (SIGKILL): nobody can say goodbye for it", "1;31")
     took = call.until_seen("node is gone for the others", rest, by=rest, timeout=LEAVE_DELAY + SLACK)
     screen.line("demo", f"node's delayed leave ({LEAVE_DELAY:.0f} s) removed it, {took:.1f} s after the kill", "1;32")
+    took = call.until_keyed("python and c++ have changed to keys that node never had", rest, used_before=before)
+    screen.line(
+        "demo", f"python and c++ use new keys {took:.1f} s later, which node never had: {call.fingerprints()}", "1;32"
+    )
 
     call.leave(python)
     call.until_seen("python is gone for c++", [cpp], by=[cpp])

@@ -1,4 +1,5 @@
-/* Joins the call of a room, prints what happens there, leaves after ten events.
+/* Joins the call of a room, prints what happens there, leaves after thirty events, or when for five
+ * seconds there were none.
  *
  *   cc examples/join.c -Iinclude -Lbuild -lmatrixrtc -o join && ./join URL TOKEN ROOM */
 #include <matrixrtc.h>
@@ -35,12 +36,13 @@ int main(int argc, char **argv) {
                           "{\"foci_preferred\": [{\"type\": \"livekit\","
                           " \"livekit_service_url\": \"https://sfu.example.org\"}]}",
                           &out));
-  for (int i = 0; i < 10 && check(mrtc_client_next_event(client, 5000, &out)) == MRTC_OK; i++) {
+  for (int i = 0; i < 30 && check(mrtc_client_next_event(client, 5000, &out)) == MRTC_OK; i++) {
     puts(out);
     mrtc_free(out);
   }
   check(mrtc_session_leave_wait(session, 5000, &out)); /* {"sent": true} */
   puts(out);
   mrtc_free(out);
+  check(mrtc_client_stop_wait(client, 5000, &out)); /* nothing of it runs when the process ends */
   return check(mrtc_client_free(client, &out));
 }

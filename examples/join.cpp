@@ -19,6 +19,7 @@ int main(int argc, char **argv) {
     std::string line;
     std::getline(std::cin, line);
     std::cout << session.leave_wait(std::chrono::seconds(5)) << std::endl;
+    client.stop_wait(std::chrono::seconds(5)); // nothing of it runs when the process ends
   } catch (const matrixrtc::Error &error) {
     std::cerr << error.name() << ": " << error.what() << "\n";
     return 1;

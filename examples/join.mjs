@@ -15,6 +15,7 @@ session.on('memberships_changed', ({ joined, left, count }) => {
   for (const m of joined) console.log(`${m.user_id} on ${m.device_id} joined, ${count} in the call`);
   for (const { membership, reason } of left) console.log(`${membership.user_id} left: ${reason}`);
 });
+session.on('membership_manager_error', ({ message }) => console.error(message));
 session.join({ foci_preferred: [{ type: 'livekit', livekit_service_url: 'https://sfu.example.org' }] });
 
 const leave = async () => {

@@ -16,6 +16,10 @@ async def main(url: str, user: str, password: str, room: str) -> None:
                     print("+", member.user_id)
                 for gone in event.memberships.left:
                     print("-", gone.membership.user_id)
+            elif event.name == "membership_manager_error":
+                print("!", event.data["message"])
 
 
+if len(sys.argv) != 5:
+    sys.exit(__doc__)
 asyncio.run(main(*sys.argv[1:]))
