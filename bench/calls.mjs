@@ -45,7 +45,7 @@ function answer(name, ...args) {
 }
 
 // A sync in which a call begins in each of many rooms: one event for each.
-function sync() {
+function sync(round) {
     const sender = "@user:example.test";
     const common = { sender, origin_server_ts: Date.now() };
     const events = [
@@ -67,7 +67,7 @@ function sync() {
         },
     ];
     const rooms = {};
-    for (let i = 0; i < EVENTS; i++) rooms[`!r${i}:example.test`] = { state: { events } };
+    for (let i = 0; i < EVENTS / 5; i++) rooms[`!r${round}x${i}:example.test`] = { state: { events } };
     return { next_batch: "s", rooms: { join: rooms } };
 }
 
@@ -93,21 +93,27 @@ row(
     each(READS, () => answer("mrtc_session_info", sessionHandle[0])),
 );
 
-const received = sync();
-let taken = 0;
-let first;
-const ours = await new Promise((resolve) => {
-    client.on("session_started", () => {
-        first ??= process.hrtime.bigint();
-        if (++taken === EVENTS) resolve(Number(process.hrtime.bigint() - first) / EVENTS);
-    });
-    client.ref();
-    client.feed({ sync: received });
+// The best of five rounds here too.
+const ours = [];
+const plain = [];
+let first, taken, done;
+client.on("session_started", () => {
+    first ??= process.hrtime.bigint();
+    if (++taken === EVENTS / 5) done(Number(process.hrtime.bigint() - first) / taken);
 });
+client.ref();
 answer("mrtc_client_next_event", handle[0], 0);
-native.mrtc_client_feed(handle[0], JSON.stringify({ sync: received }), [null]);
-const before = process.hrtime.bigint();
-taken = 0;
-while (answer("mrtc_client_next_event", handle[0], 0) !== null) taken++;
-row("Node: event taken", EVENTS, ours, Number(process.hrtime.bigint() - before) / taken);
+for (let round = 0; round < 5; round++) {
+    const received = sync(round);
+    [first, taken] = [undefined, 0];
+    const told = new Promise((resolve) => (done = resolve));
+    client.feed({ sync: received });
+    ours.push(await told);
+    native.mrtc_client_feed(handle[0], JSON.stringify({ sync: received }), [null]);
+    const before = process.hrtime.bigint();
+    taken = 0;
+    while (answer("mrtc_client_next_event", handle[0], 0) !== null) taken++;
+    plain.push(Number(process.hrtime.bigint() - before) / taken);
+}
+row("Node: event taken", EVENTS, Math.min(...ours), Math.min(...plain));
 process.exit(0);
