@@ -153,8 +153,9 @@ func (f *fake) sync(w http.ResponseWriter, r *http.Request) {
 // driver is a client and the events it has emitted.
 type driver struct {
 	*Client
-	t      *testing.T
-	events chan Event
+	t       *testing.T
+	events  chan Event
+	members *session.MembershipsChanged // the last one taken from events
 }
 
 func newDriver(t *testing.T, cfg Config) *driver {
@@ -197,6 +198,9 @@ func (d *driver) wait(what string, ok func(Event) bool) Event {
 	for {
 		select {
 		case e := <-d.events:
+			if m, changed := e.Data.(session.MembershipsChanged); changed {
+				d.members = &m
+			}
 			if ok(e) {
 				return e
 			}
@@ -218,11 +222,12 @@ func (d *driver) waitSync(state string) *Error {
 	return err
 }
 
+// waitCount waits until the call has n members, and answers the change to it, also where an earlier
+// wait has passed over that.
 func (d *driver) waitCount(n int) session.MembershipsChanged {
 	d.t.Helper()
-	e := d.wait(fmt.Sprintf("memberships_changed to %d", n), func(e Event) bool {
-		m, ok := e.Data.(session.MembershipsChanged)
-		return ok && m.Count == n
-	})
-	return e.Data.(session.MembershipsChanged)
+	if d.members == nil || d.members.Count != n {
+		d.wait(fmt.Sprintf("memberships_changed to %d", n), func(Event) bool { return d.members != nil && d.members.Count == n })
+	}
+	return *d.members
 }

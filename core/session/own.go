@@ -10,6 +10,7 @@ import (
 	"libmatrixrtc/core/livekit"
 	"libmatrixrtc/core/wire"
 
+	"github.com/tidwall/gjson"
 	"maunium.net/go/mautrix/id"
 )
 
@@ -119,6 +120,8 @@ type written struct {
 	content     json.RawMessage // of the last write
 	corrections int             // in a row
 
+	again   bool          // an earlier membership of ours may yet be shown
+	since   int64         // created_ts of the first attempt of this announcement, where it has one
 	before  id.EventID    // our event before the last loss
 	seen    []id.EventID  // own-key events seen while a write was in flight
 	current ownState      // the own-key event that the sync showed last
@@ -271,7 +274,7 @@ func (o *own) begin(now Time, p JoinParams, s settings) {
 	o.params, o.settings = p, s
 	most, unsupported := o.sw.most, o.sw.unsupported
 	o.sw = delayedLeave{most: most, unsupported: unsupported}
-	o.membership = written{current: o.membership.current}
+	o.membership = written{current: o.membership.current, again: o.membership.again || o.membership.content != nil}
 	o.leave = leaving{}
 	o.handover = handover{wanted: p.DelegateLeave}
 	o.lost, o.losses, o.listed, o.stale, o.waitsFor = false, 0, false, nil, ""
@@ -677,11 +680,14 @@ func (o *own) write(now Time) {
 	case !first:
 		b.CreatedTS = m.joinedTS
 		b.ExpiresMS += max(server-m.joinedTS, 0)
-	case o.lost || m.current.ours:
+	case m.again || m.current.ours:
 		// Written, so that the content differs from what stood there, in this life or an earlier
 		// one: servers drop a write that changes nothing, and peers overlook a leave and a rejoin
 		// with equal content.
 		b.CreatedTS = server
+		if m.since == 0 {
+			m.since = server
+		}
 	}
 	content := wire.BuildStateMember(b)
 	asked := o.ask(now, &o.writing, wire.Request{
@@ -791,7 +797,7 @@ func (o *own) lose(now Time, reason string) {
 		x.connected = false // it must be told again: the service says that we are not on the SFU
 	}
 	m := &o.membership
-	*m = written{current: m.current, before: m.eventID}
+	*m = written{current: m.current, again: true, before: m.eventID, uncertain: m.uncertain || o.writing.inflight != 0}
 	o.writing = task{}
 	o.lost = true
 	o.losses++
@@ -827,8 +833,10 @@ func (o *own) noticeState(now Time) {
 	m, s := &o.membership, o.membership.current
 	m.foreign = 0
 	switch {
-	case o.phase == announcing && s.ours && (m.uncertain || o.writing.inflight != 0):
-		// A write that seemed to fail, or is yet to be answered, has taken effect.
+	case o.phase == announcing && s.ours && (m.uncertain || o.writing.inflight != 0) &&
+		gjson.GetBytes(s.content, "created_ts").Int() >= m.since:
+		// A write that seemed to fail, or is yet to be answered, has taken effect. What is older
+		// than the first attempt is what we had left or lost before, shown late.
 		m.eventID, m.at, m.echoed, m.uncertain = s.eventID, now.Boot, true, false
 		m.joinedTS, m.expiresTS = s.joinedTS, s.expiresTS
 		o.present(now)
