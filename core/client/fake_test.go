@@ -231,3 +231,13 @@ func (d *driver) waitCount(n int) session.MembershipsChanged {
 	}
 	return *d.members
 }
+
+// within30 waits until ch gives something.
+func within30(t *testing.T, ch <-chan struct{}, what string) {
+	t.Helper()
+	select {
+	case <-ch:
+	case <-time.After(30 * time.Second):
+		t.Fatalf("no %s within 30 s", what)
+	}
+}
