@@ -19,7 +19,7 @@ var allowed = map[string][]string{
 	"encoding/hex": nil, "encoding/json": nil, "errors": nil, "fmt": {"Errorf", "Sprintf", "Sprint", "Stringer"},
 	"iter": nil, "maps": nil, "math": nil, "math/rand/v2": {"Rand"}, "net/url": nil, "reflect": {"DeepEqual"},
 	"regexp": {"MustCompile"}, "slices": nil, "sort": nil,
-	"strconv": nil, "strings": nil, "unicode/utf8": nil,
+	"strconv": nil, "strings": nil, "unicode/utf8": nil, "unsafe": {"String", "StringData", "Slice", "SliceData"},
 	"time":                     {"Duration", "Nanosecond", "Millisecond", "Second", "Minute", "Hour", "Parse", "Time", "UnixMilli", "Month", "UTC"},
 	"github.com/tidwall/btree": nil, "github.com/tidwall/gjson": nil,
 	"maunium.net/go/mautrix/id":                   {"UserID", "DeviceID", "RoomID", "EventID", "ServerName"},

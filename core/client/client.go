@@ -42,8 +42,9 @@ type Client struct {
 	state     state
 	failure   string
 	timer     *time.Timer
+	armedFor  time.Duration // the deadline that the timer is set for, or unarmed
 	manual    session.Time  // the clock of host-driven mode with a manual clock
-	changed   chan struct{} // closed and replaced whenever something happened: what waiters wait on
+	changed   chan struct{} // closed when something happens: what waiters wait on, nil where none does
 	outcome   map[uint64]leaveOutcome
 	info      Info
 	rooms     map[id.RoomID]bool // joined, as far as the sync told
@@ -104,6 +105,8 @@ const stopGrace = 10 * time.Second
 // sleeps.
 const wakeAtLeast = 30 * time.Second
 
+const unarmed time.Duration = -2 // -1: there is no deadline
+
 // New makes a client. Nothing happens before Start. sink gets every event, in order, never two at
 // once, while the client's lock is held: it must not block or call back.
 func New(cfg Config, sink func(Event), log func(level int, msg string, fields map[string]any)) (*Client, error) {
@@ -112,8 +115,8 @@ func New(cfg Config, sink func(Event), log func(level int, msg string, fields ma
 	}
 	c := &Client{
 		cfg: cfg, sink: sink, log: log, state: created,
-		changed: make(chan struct{}), tokenSet: make(chan struct{}),
-		outcome: map[uint64]leaveOutcome{}, rooms: map[id.RoomID]bool{}, inflight: map[uint64]wire.Request{}, sending: map[uint64]context.CancelFunc{},
+		tokenSet: make(chan struct{}),
+		outcome:  map[uint64]leaveOutcome{}, rooms: map[id.RoomID]bool{}, inflight: map[uint64]wire.Request{}, sending: map[uint64]context.CancelFunc{},
 		token: cfg.AccessToken, refresh: cfg.RefreshToken, password: cfg.Password,
 		crypt: encryption{opened: make(chan struct{}), settled: make(chan struct{})},
 	}
@@ -239,8 +242,10 @@ func (c *Client) spawn(f func()) {
 
 // signal wakes whoever waits. The lock is held.
 func (c *Client) signal() {
-	close(c.changed)
-	c.changed = make(chan struct{})
+	if c.changed != nil {
+		close(c.changed)
+		c.changed = nil
+	}
 }
 
 func (c *Client) emit(e Event) {
@@ -293,8 +298,16 @@ func (c *Client) arm() {
 	if c.cfg.Clock == "manual" && c.state != stopping || c.state == stopped || c.state == failed || c.state == closed || c.state == created && c.cfg.Mode == "managed" {
 		return
 	}
+	at, ok := c.set.Deadline()
+	if !ok {
+		at = -1
+	}
+	if c.timer != nil && at == c.armedFor && c.state != stopping {
+		return
+	}
+	c.armedFor = at
 	wait := wakeAtLeast
-	if at, ok := c.set.Deadline(); ok && c.cfg.Clock != "manual" {
+	if ok && c.cfg.Clock != "manual" {
 		wait = min(wait, max(at-c.now().Boot, 0))
 	}
 	if c.state == stopping {
@@ -309,6 +322,7 @@ func (c *Client) arm() {
 
 func (c *Client) tick() {
 	_ = c.do(func(now session.Time) error {
+		c.armedFor = unarmed
 		if c.state == stopping && !time.Now().Before(c.stopBy) {
 			c.halt()
 			return nil
@@ -387,7 +401,11 @@ func (c *Client) waitFor(timeout time.Duration, cond func() bool) bool {
 	}
 	for {
 		c.mu.Lock()
-		ok, changed := cond(), c.changed
+		ok := cond()
+		if !ok && c.changed == nil {
+			c.changed = make(chan struct{})
+		}
+		changed := c.changed
 		c.mu.Unlock()
 		if ok {
 			return true

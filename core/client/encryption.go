@@ -312,7 +312,7 @@ func (c *Client) decryptSync(body []byte, asked time.Time) *Error {
 			if !ok || rooms[roomID] == 0 {
 				return true
 			}
-			eachTimelineEvent(room.Get("timeline"), "m.room.encrypted", func(ev wire.Event) {
+			eachEvent(room.Get("timeline.events"), "m.room.encrypted", func(ev wire.Event) {
 				facts.Events = append(facts.Events, olm.RoomEvent{Room: roomID, Event: ev})
 			})
 			return true

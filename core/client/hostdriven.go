@@ -127,7 +127,7 @@ func (c *Client) Feed(in FeedInput) error {
 	return c.hostDriven(func(now session.Time) error {
 		switch {
 		case in.Sync != nil:
-			body := gjson.ParseBytes(in.Sync)
+			body := wire.ParseJSON(in.Sync)
 			if !body.IsObject() {
 				return invalid("/sync", "expected the JSON object that /sync answered")
 			}
@@ -183,7 +183,7 @@ func (c *Client) feedTimeline(now session.Time, in FeedTimeline) error {
 }
 
 func roomEvents(path, roomID string, raw json.RawMessage) (gjson.Result, error) {
-	events := gjson.ParseBytes(raw)
+	events := wire.ParseJSON(raw)
 	if !events.IsArray() {
 		return events, invalid(path+"/events", "expected an array")
 	}

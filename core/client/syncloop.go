@@ -113,7 +113,7 @@ func (c *Client) syncOnce(since string, quick bool) (next string, e *Error) {
 			return nil
 		}
 		c.learnDate(now, h)
-		if err := c.handleSync(now, gjson.ParseBytes(h.Body)); err != nil {
+		if err := c.handleSync(now, wire.ParseJSON(h.Body)); err != nil {
 			return err
 		}
 		return c.set.Handle(now, session.Synced{})

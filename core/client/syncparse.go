@@ -57,13 +57,21 @@ func (c *Client) handleSync(now session.Time, body gjson.Result) error {
 
 func (c *Client) handleRoom(now session.Time, roomID id.RoomID, room gjson.Result) {
 	in := session.RoomState{Room: roomID, Complete: true}
-	var state, timeline, after gjson.Result
+	var state, timeline, limited, after gjson.Result
 	room.ForEach(func(k, v gjson.Result) bool {
 		switch k.Str {
 		case "state":
 			state = v
 		case "timeline":
-			timeline = v
+			v.ForEach(func(k, v gjson.Result) bool {
+				switch k.Str {
+				case "events":
+					timeline = v
+				case "limited":
+					limited = v
+				}
+				return true
+			})
 		case "state_after", "org.matrix.msc4222.state_after":
 			after = v
 		}
@@ -73,27 +81,27 @@ func (c *Client) handleRoom(now session.Time, roomID id.RoomID, room gjson.Resul
 		c.rooms[roomID] = true
 		in.Reset = true
 	} else {
-		in.Gap = timeline.Get("limited").Bool()
+		in.Gap = limited.Bool()
 	}
 	if after.Exists() {
 		addEvents(&in, after.Get("events"))
 	} else {
 		addEvents(&in, state.Get("events"))
-		addEvents(&in, timeline.Get("events"))
+		addEvents(&in, timeline)
 	}
 	if in.Reset || in.Gap || len(in.Events)+len(in.Malformed) > 0 {
 		_ = c.set.Handle(now, in)
 	}
 	if c.set.InKeyRooms() {
-		eachTimelineEvent(timeline, wire.TypeEncryptionKeys, func(ev wire.Event) {
+		eachEvent(timeline, wire.TypeEncryptionKeys, func(ev wire.Event) {
 			_ = c.set.Handle(now, session.Timeline{Room: roomID, Event: ev, Clear: true})
 		})
 	}
 }
 
-// eachTimelineEvent passes on the events of a type in the timeline of a room.
-func eachTimelineEvent(timeline gjson.Result, eventType string, f func(wire.Event)) {
-	timeline.Get("events").ForEach(func(_, raw gjson.Result) bool {
+// eachEvent passes on the events of a type.
+func eachEvent(events gjson.Result, eventType string, f func(wire.Event)) {
+	events.ForEach(func(_, raw gjson.Result) bool {
 		if raw.Get("type").Str != eventType {
 			return true
 		}

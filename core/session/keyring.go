@@ -552,7 +552,7 @@ func (o *own) ringOf(m *wire.Membership) []MediaKey {
 
 // member is who is shown under a key of the roster.
 func (o *own) member(key memberKey) *wire.Membership {
-	if rm := o.slot.roster.members[key]; rm != nil {
+	if rm := o.slot.roster.find(key); rm != nil {
 		return rm.shown
 	}
 	return nil

@@ -39,8 +39,15 @@ type room struct {
 type entryKey struct{ eventType, stateKey string }
 
 type entry struct {
-	slot *slot
-	m    *wire.Membership
+	slot   *slot
+	source *source
+}
+
+func (e entry) membership() *wire.Membership {
+	if e.source == nil {
+		return nil
+	}
+	return e.source.m
 }
 
 type user struct {
@@ -203,9 +210,9 @@ func (r *room) ingest(now Time, ev *wire.Event, joined map[id.UserID]roomMember)
 
 func (r *room) put(k entryKey, m *wire.Membership, joined map[id.UserID]roomMember) {
 	old, replaces := r.entries[k]
-	if replaces && (old.slot.id != m.SlotID || old.m.UserID != m.UserID) {
+	if replaces && (old.slot.id != m.SlotID || old.source.m.UserID != m.UserID) {
 		r.drop(k, reasonLeft)
-		replaces = false
+		old, replaces = entry{}, false
 	}
 	sl := r.slot(m.SlotID)
 	if !replaces {
@@ -222,8 +229,7 @@ func (r *room) put(k entryKey, m *wire.Membership, joined map[id.UserID]roomMemb
 		}
 		u.entries++
 	}
-	r.entries[k] = entry{slot: sl, m: m}
-	sl.roster.put(k.eventType+"|"+k.stateKey, m)
+	r.entries[k] = entry{slot: sl, source: sl.roster.put(old.source, m)}
 	sl.roster.setRoomMember(m.UserID, r.users[m.UserID].state)
 	sl.touch()
 }
@@ -234,12 +240,13 @@ func (r *room) drop(k entryKey, reason string) {
 		return
 	}
 	delete(r.entries, k)
-	e.slot.roster.remove(k.eventType+"|"+k.stateKey, reason)
+	e.slot.roster.remove(e.source, reason)
 	e.slot.touch()
-	if u := r.users[e.m.UserID]; u != nil {
+	userID := e.source.m.UserID
+	if u := r.users[userID]; u != nil {
 		if u.entries--; u.entries == 0 {
-			delete(r.unknown, e.m.UserID)
-			r.past = append(r.past, e.m.UserID)
+			delete(r.unknown, userID)
+			r.past = append(r.past, userID)
 			if len(r.past) > pastRemembered {
 				r.forgetPast(1)
 			}
@@ -272,7 +279,7 @@ func (r *room) setMember(userID id.UserID, state roomMember) {
 
 // showOwn tells the session whose state key this is what now stands there.
 func (r *room) showOwn(now Time, k entryKey, s ownState) {
-	if k.eventType != wire.TypeStateMember {
+	if k.eventType != wire.TypeStateMember || !strings.Contains(k.stateKey, string(r.set.cfg.UserID)) {
 		return
 	}
 	for _, sl := range r.slots {
@@ -427,7 +434,7 @@ func roomMemberOf(membership string) roomMember {
 // own is our own membership of this call as the server shows it.
 func (sl *slot) own(o *own) *wire.Membership {
 	key := wire.StateMemberKey(o.set.cfg.UserID, o.set.cfg.DeviceID, sl.id, sl.room.version)
-	return sl.room.entries[entryKey{wire.TypeStateMember, key}].m
+	return sl.room.entries[entryKey{wire.TypeStateMember, key}].membership()
 }
 
 func (sl *slot) member(m *wire.Membership) Member {

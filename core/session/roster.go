@@ -20,8 +20,6 @@ import (
 // A member is shown while one of its sources has not expired and its user is joined to the room.
 type roster struct {
 	slotID  string
-	sources map[string]*source // by what they stand under in the room
-	members map[memberKey]*rosterMember
 	users   map[id.UserID]*rosterUser
 	order   *btree.BTreeG[*wire.Membership] // the shown, oldest first
 	expiry  expiryHeap
@@ -36,6 +34,7 @@ type memberKey struct {
 	device id.DeviceID
 }
 
+// source is one event of a member; whoever puts it holds it.
 type source struct {
 	m     *wire.Membership
 	of    *rosterMember
@@ -54,7 +53,7 @@ type rosterMember struct {
 
 type rosterUser struct {
 	state   roomMember
-	members map[*rosterMember]struct{}
+	members []*rosterMember
 }
 
 // roomMember is what is known of a user's membership of the room itself.
@@ -87,8 +86,7 @@ const (
 
 func newRoster(slotID string) *roster {
 	return &roster{
-		slotID: slotID, sources: map[string]*source{}, members: map[memberKey]*rosterMember{},
-		users: map[id.UserID]*rosterUser{}, intents: map[string]int{},
+		slotID: slotID, users: map[id.UserID]*rosterUser{}, intents: map[string]int{},
 		order: btree.NewBTreeGOptions(older, btree.Options{NoLocks: true, Degree: 16}),
 	}
 }
@@ -108,17 +106,15 @@ func older(a, b *wire.Membership) bool {
 	return seniority(a, b) < 0
 }
 
-// put says what now stands under a source.
-func (r *roster) put(key string, m *wire.Membership) {
-	s := r.sources[key]
+// put says what now stands under a source, nil for a new one, and answers which that is.
+func (r *roster) put(s *source, m *wire.Membership) *source {
 	if s != nil && s.of.key != (memberKey{m.UserID, m.DeviceID}) {
-		r.remove(key, reasonLeft)
+		r.remove(s, reasonLeft)
 		s = nil
 	}
 	if s == nil {
 		s = &source{of: r.member(m)}
 		s.of.sources = append(s.of.sources, s)
-		r.sources[key] = s
 	}
 	s.m = m
 	if s.index != 0 {
@@ -127,51 +123,68 @@ func (r *roster) put(key string, m *wire.Membership) {
 		heap.Push(&r.expiry, s)
 	}
 	r.reconsider(s.of, reasonLeft)
+	return s
 }
 
 func (r *roster) member(m *wire.Membership) *rosterMember {
 	key := memberKey{m.UserID, m.DeviceID}
-	rm := r.members[key]
+	rm := r.find(key)
 	if rm == nil {
 		rm = &rosterMember{key: key}
-		r.members[key] = rm
+		u := r.users[m.UserID]
+		if u == nil {
+			u = &rosterUser{}
+			r.users[m.UserID] = u
+		}
+		u.members = append(u.members, rm)
 	}
-	u := r.users[m.UserID]
-	if u == nil {
-		u = &rosterUser{members: map[*rosterMember]struct{}{}}
-		r.users[m.UserID] = u
-	}
-	u.members[rm] = struct{}{}
 	return rm
 }
 
-// remove says that nothing stands under a source any more.
-func (r *roster) remove(key, reason string) {
-	s := r.sources[key]
-	if s == nil {
-		return
+// find looks among the few members of a user.
+func (r *roster) find(key memberKey) *rosterMember {
+	if u := r.users[key.user]; u != nil {
+		for _, rm := range u.members {
+			if rm.key.device == key.device {
+				return rm
+			}
+		}
 	}
-	delete(r.sources, key)
+	return nil
+}
+
+// forget drops a member of which there is nothing more to tell.
+func (r *roster) forget(rm *rosterMember) {
+	u := r.users[rm.key.user]
+	u.members = slices.DeleteFunc(u.members, func(other *rosterMember) bool { return other == rm })
+	if len(u.members) == 0 {
+		delete(r.users, rm.key.user)
+	}
+}
+
+// sources are all that were put.
+func (r *roster) sources(yield func(*source) bool) {
+	for _, u := range r.users {
+		for _, rm := range u.members {
+			for _, s := range rm.sources {
+				if !yield(s) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// remove says that nothing stands under a source any more.
+func (r *roster) remove(s *source, reason string) {
 	if s.index != 0 {
 		heap.Remove(&r.expiry, s.index-1)
 	}
 	rm := s.of
-	for i := range rm.sources {
-		if rm.sources[i] == s {
-			rm.sources = append(rm.sources[:i], rm.sources[i+1:]...)
-			break
-		}
-	}
+	rm.sources = slices.DeleteFunc(rm.sources, func(other *source) bool { return other == s })
 	r.reconsider(rm, reason)
-	if len(rm.sources) == 0 {
-		u := r.users[rm.key.user]
-		delete(u.members, rm)
-		if len(u.members) == 0 {
-			delete(r.users, rm.key.user)
-		}
-		if !rm.isChanged {
-			delete(r.members, rm.key)
-		}
+	if len(rm.sources) == 0 && !rm.isChanged {
+		r.forget(rm)
 	}
 }
 
@@ -183,7 +196,7 @@ func (r *roster) setRoomMember(user id.UserID, state roomMember) {
 		return
 	}
 	u.state = state
-	for rm := range u.members {
+	for _, rm := range u.members {
 		r.reconsider(rm, reasonRoomLeft)
 	}
 }
@@ -198,7 +211,7 @@ func (r *roster) expire(serverTS int64) {
 
 // revive undoes expiries that a corrected clock shows to have been wrong.
 func (r *roster) revive(serverTS int64) {
-	for _, s := range r.sources {
+	for s := range r.sources {
 		if s.index == 0 && s.m.ExpiresTS > serverTS {
 			heap.Push(&r.expiry, s)
 			r.reconsider(s.of, reasonExpired)
@@ -208,7 +221,7 @@ func (r *roster) revive(serverTS int64) {
 
 // bound has nothing count any longer than until then.
 func (r *roster) bound(latest int64) {
-	for _, s := range r.sources {
+	for s := range r.sources {
 		s.m.ExpiresTS = min(s.m.ExpiresTS, latest)
 	}
 	heap.Init(&r.expiry)
@@ -273,8 +286,8 @@ func (r *roster) diff() *rosterDiff {
 		case after.EventID != before.EventID:
 			d.updated = append(d.updated, changedMember{before, after})
 		}
-		if len(rm.sources) == 0 && r.members[rm.key] == rm {
-			delete(r.members, rm.key)
+		if len(rm.sources) == 0 {
+			r.forget(rm)
 		}
 	}
 	r.changed = r.changed[:0]
@@ -289,7 +302,7 @@ func (r *roster) diff() *rosterDiff {
 
 func (r *roster) len() int { return r.order.Len() }
 
-func (r *roster) empty() bool { return len(r.sources) == 0 }
+func (r *roster) empty() bool { return len(r.users) == 0 }
 
 func (r *roster) oldest() *wire.Membership {
 	m, _ := r.order.Min()

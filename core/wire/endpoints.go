@@ -319,7 +319,7 @@ func parseEvent(raw gjson.Result) (ev Event, isState, ok bool) {
 		return Event{}, false, false
 	}
 	return Event{
-		Type: strings.Clone(kind.Str), StateKey: strings.Clone(key.Str), Sender: id.UserID(strings.Clone(sender.Str)),
+		Type: keepName(kind.Str), StateKey: strings.Clone(key.Str), Sender: id.UserID(strings.Clone(sender.Str)),
 		EventID:        id.EventID(strings.Clone(eventID.Str)),
 		OriginServerTS: wholeNumber(ts),
 		AgeMS:          wholeNumber(unsigned.Get("age")),

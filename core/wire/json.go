@@ -2,6 +2,9 @@ package wire
 
 import (
 	"bytes"
+	"encoding/json"
+	"strings"
+	"unsafe"
 
 	"github.com/tidwall/gjson"
 )
@@ -15,6 +18,12 @@ const MaxDepth = 100_000
 // before its depth is known.
 func ValidJSON(text []byte, depth int) bool {
 	return !DeeperThan(text, depth) && gjson.ValidBytes(text)
+}
+
+// ParseJSON is gjson.ParseBytes without the copy: the text must never change again, and what is
+// kept of the result keeps the whole text.
+func ParseJSON(text []byte) gjson.Result {
+	return gjson.Parse(unsafe.String(unsafe.SliceData(text), len(text)))
 }
 
 // DeeperThan says whether a text, JSON or not, nests deeper than limit.
@@ -40,3 +49,18 @@ func DeeperThan(text []byte, limit int) bool {
 	}
 	return false
 }
+
+// keepName copies a name out of a text, but for those that nearly every event has.
+func keepName(s string) string {
+	for _, known := range common {
+		if s == known {
+			return known
+		}
+	}
+	return strings.Clone(s)
+}
+
+var common = []string{TypeStateMember, "m.room.member", "m.call", "m.room", SelectionMultiSFU, SelectionOldest}
+
+// share is a piece of a text that will never change, which it keeps whole.
+func share(s string) json.RawMessage { return unsafe.Slice(unsafe.StringData(s), len(s)) }

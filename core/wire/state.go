@@ -58,6 +58,8 @@ var reserved = map[string]bool{
 // membership itself, and so cannot be application data.
 func IsReservedField(name string) bool { return reserved[name] }
 
+const slotOfRoom = "m.call#ROOM"
+
 // SlotID names the slot of an application's call ("" is the call of the room).
 func SlotID(application, callID string) (string, error) {
 	if application == "" || len(application) > maxIDLength || strings.ContainsAny(application, "#\x00") {
@@ -66,8 +68,8 @@ func SlotID(application, callID string) (string, error) {
 	if len(callID) > maxIDLength || strings.ContainsAny(callID, "#\x00") {
 		return "", fmt.Errorf("call_id: expected at most %d bytes without #", maxIDLength)
 	}
-	if callID == "" && application == "m.call" {
-		callID = "ROOM"
+	if application == "m.call" && (callID == "" || callID == "ROOM") {
+		return slotOfRoom, nil
 	}
 	return application + "#" + callID, nil
 }
@@ -80,7 +82,7 @@ func CallID(slotID string) string { _, c, _ := strings.Cut(slotID, "#"); return 
 
 // wireCallID is how the state generation writes a call id: that of the room's call is empty.
 func wireCallID(slotID string) string {
-	if slotID == "m.call#ROOM" {
+	if slotID == slotOfRoom {
 		return ""
 	}
 	return CallID(slotID)
@@ -111,7 +113,7 @@ func ParseStateMember(ev Event, roomVersion string, maxExpiry time.Duration) (*M
 	if !ValidJSON(ev.Content, maxDepth) {
 		return nil, "content: expected a JSON object"
 	}
-	content := gjson.ParseBytes(ev.Content)
+	content := ParseJSON(ev.Content)
 	if !content.IsObject() {
 		return nil, "content: expected a JSON object"
 	}
@@ -138,7 +140,7 @@ func ParseStateMember(ev Event, roomVersion string, maxExpiry time.Duration) (*M
 	case focus.Get("type").Type != gjson.String:
 		p.refuse("focus_active.type: expected a string")
 	default:
-		m.FocusSelection = strings.Clone(focus.Get("focus_selection").Str)
+		m.FocusSelection = keepName(focus.Get("focus_selection").Str)
 	}
 	if foci, ok := p.get("foci_preferred"); ok {
 		if !foci.IsArray() {
@@ -150,7 +152,7 @@ func ParseStateMember(ev Event, roomVersion string, maxExpiry time.Duration) (*M
 				return false
 			}
 			if len(m.Transports) < maxTransports {
-				m.Transports = append(m.Transports, json.RawMessage(strings.Clone(f.Raw)))
+				m.Transports = append(m.Transports, share(f.Raw))
 			}
 			return true
 		})
@@ -171,14 +173,20 @@ func ParseStateMember(ev Event, roomVersion string, maxExpiry time.Duration) (*M
 	}
 	m.JoinedTS = min(max(created, 0), ev.OriginServerTS)
 	m.ExpiresTS = min(m.JoinedTS+max(expires, 0), ev.OriginServerTS+maxExpiry.Milliseconds())
-	m.ApplicationData = map[string]json.RawMessage{}
+	m.ApplicationData = noApplicationData
 	for _, f := range p.fields {
 		if !reserved[f.name] {
-			m.ApplicationData[strings.Clone(f.name)] = json.RawMessage(strings.Clone(f.value.Raw))
+			if len(m.ApplicationData) == 0 {
+				m.ApplicationData = map[string]json.RawMessage{}
+			}
+			m.ApplicationData[strings.Clone(f.name)] = share(f.value.Raw)
 		}
 	}
 	return m, ""
 }
+
+// noApplicationData is that of nearly every membership; nobody writes to a membership.
+var noApplicationData = map[string]json.RawMessage{}
 
 func slotOf(application, callID string) (slotID, reason string) {
 	slotID, err := SlotID(application, callID)
@@ -238,7 +246,7 @@ func (p *fieldReader) text(name string, required bool) string {
 		p.refuse(fmt.Sprintf("%s: expected at most %d bytes", name, maxIDLength))
 		return ""
 	}
-	return strings.Clone(v.Str)
+	return keepName(v.Str)
 }
 
 // integer reads a number that a stranger wrote: a whole one below 2^53, or nothing.
