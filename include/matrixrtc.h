@@ -397,8 +397,9 @@ mrtc_status mrtc_session_sfu_connected(mrtc_session session, const char *json, c
  * we publish to, as soon as mrtc_session_sfu_connected has told that we are connected there: a
  * crash is then seen by the others when the SFU notices it. When the connection ends without our
  * leaving, or the service refuses, the leave is ours again. 0 takes it back.
- * leave_delegated_changed {"delegated", "reason"?} tells. INVALID_STATE where the session is not
- * joined. */
+ * leave_delegated_changed {"delegated", "reason"?} tells: who disconnects from the SFU without
+ * leaving calls mrtc_session_sfu_connected first and waits for delegated to be false, or the
+ * service ends our membership. INVALID_STATE where the session is not joined. */
 mrtc_status mrtc_session_delegate_leave(mrtc_session session, int delegate, char **out);
 
 /* Why the session is as it is, for a bug report; without secrets. */

@@ -227,8 +227,9 @@ type TransportsChanged struct {
 	Transports []json.RawMessage `json:"transports"`
 }
 
-// LeaveDelegated says who keeps our delayed leave alive: the authorisation service of the SFU, or,
-// with Delegated false, we ourselves; Reason is why, where that is not of our choice.
+// LeaveDelegated says whether the authorisation service of the SFU holds a delayed leave of ours,
+// which it sends when we are gone from there. Delegated is false again once that leave is cancelled
+// and ours is armed; Reason is why it is not taken, where that is not of our choice.
 type LeaveDelegated struct {
 	Delegated bool   `json:"delegated"`
 	Reason    string `json:"reason,omitempty"`
@@ -267,7 +268,7 @@ type Info struct {
 	MemberCount           int             `json:"member_count"`
 	KeysManaged           bool            `json:"keys_managed"` // media keys are sent and taken in
 	KeyRotationSuppressed bool            `json:"key_rotation_suppressed"`
-	LeaveDelegated        bool            `json:"leave_delegated"` // the authorisation service keeps the delayed leave
+	LeaveDelegated        bool            `json:"leave_delegated"` // the authorisation service may send a delayed leave of ours
 	Statistics            Statistics      `json:"statistics"`
 }
 

@@ -26,6 +26,7 @@ type handover struct {
 	id     string        // of the leave to be handed over, a secret; "" none
 	asked  time.Duration // Boot: when it was scheduled
 	taken  time.Duration // Boot: when the service took it; 0: not yet
+	held   string        // what the service may send, until it is gone: before the overlap and after the end
 	former string        // a switch that is cancelled once another is armed
 
 	arming, asking task
@@ -75,8 +76,8 @@ func (o *own) handOver(now Time) {
 		h.id, h.taken = "", 0
 		o.sw.orphan, o.sw.sweepAt = true, 0 // one that stays for an hour would remove us then
 		o.restarting = task{}
+		o.sw.delegated = true
 		o.tellDelayID()
-		o.setDelegated(true)
 		o.wake(now.Boot)
 	}
 }
@@ -129,6 +130,7 @@ func (o *own) offerTo(now Time, x *sfu) {
 		switch e := a.Err; {
 		case e == nil:
 			h.taken = now.Boot
+			o.setHeld(id)
 			if by == livekit.State {
 				o.sfus.taken(now, x, by, a.Body)
 			}
@@ -186,9 +188,17 @@ func (o *own) abortHandover() {
 	o.handover.refused = false
 }
 
-func (o *own) setDelegated(v bool) {
-	if o.sw.delegated != v {
-		o.sw.delegated = v
-		o.tell(EventLeaveDelegated, LeaveDelegated{Delegated: v})
+func (o *own) setHeld(id string) {
+	held := o.handover.held != ""
+	o.handover.held = id
+	if held != (id != "") {
+		o.tell(EventLeaveDelegated, LeaveDelegated{Delegated: id != ""})
+	}
+}
+
+// released notes that a delayed event is no longer there.
+func (o *own) released(id string) {
+	if id == o.handover.held {
+		o.setHeld("")
 	}
 }

@@ -559,6 +559,7 @@ func (o *own) restart(now Time) {
 		case gone(e):
 			fired := now.Boot >= o.sw.dueAt // what the service sends before that is shown by the sync
 			o.dropSwitch()
+			o.released(id)
 			if fired && o.membership.announced {
 				o.lose(now, "delayed_leave_fired")
 			} else if o.phase == arming {
@@ -591,8 +592,8 @@ func (o *own) dropSwitch() {
 	if o.sw.id != "" {
 		o.sw.id = ""
 		o.sw.restartNow = false
+		o.sw.delegated = false
 		o.tellDelayID()
-		o.setDelegated(false)
 	}
 }
 
@@ -654,6 +655,7 @@ func (o *own) discard(now Time) {
 		case e == nil || gone(e) || e.Unsupported || e.Status == 401 || e.Status == 403:
 			o.discards = o.discards[1:]
 			o.discarding = task{}
+			o.released(id)
 		default:
 			o.retryLater(now, &o.discarding, e, retryAtMost)
 		}
@@ -1011,6 +1013,7 @@ func (o *own) end(now Time, sent bool, reason string) {
 	o.lost = false
 	o.abortHandover()
 	o.dropSwitch()
+	o.setHeld("")
 	o.sfus.disconnected()
 	o.enter(now, idle)
 	if o.next == nil {

@@ -585,7 +585,7 @@ func (s *Set) Info(now Time, session uint64) (Info, bool) {
 		ProbablyLeft: o.probably, DelayID: o.delayID(),
 		RoomVersion: o.room.version, Encrypted: o.room.encrypted,
 		MemberCount: o.slot.roster.len(), Statistics: o.stats,
-		KeysManaged: o.keys.on, KeyRotationSuppressed: o.keys.suppressed, LeaveDelegated: o.sw.delegated,
+		KeysManaged: o.keys.on, KeyRotationSuppressed: o.keys.suppressed, LeaveDelegated: o.handover.held != "",
 	}
 	if m := o.slot.roster.oldest(); m != nil {
 		callID := wire.CallID(o.slot.id)

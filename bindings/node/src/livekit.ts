@@ -458,7 +458,8 @@ class Visit {
       if (!room.isConnected || !session.info().joined) return;
       this.#tell(false);
       const signal = AbortSignal.timeout(TAKE_BACK_MS);
-      while (this.holdsLeave && session.info().delay_id === null) await once(session, 'delay_id_changed', { signal });
+      const isHere = this.holdsLeave || this.#call._publishUrl === this.#url;
+      while (isHere && session.info().leave_delegated) await once(session, 'leave_delegated_changed', { signal });
     } catch (e) {
       if (!isOver(e) && !(e instanceof Error && e.name === 'AbortError')) throw e;
     } finally {

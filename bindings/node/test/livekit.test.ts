@@ -170,16 +170,15 @@ test('a track is withdrawn by the sid that it has by then', soon, async (t) => {
 test('the leave that the service has is taken back before the SFU tells it that we are gone', soon, async (t) => {
   const session = new Played();
   const happened: string[] = [];
-  let delay_id: string | null = 'handed over';
-  session.info = () => ({ joined: true, status: 'Connected', keys_managed: false, own_membership: null, delay_id });
+  let leave_delegated = true;
+  session.info = () => ({ joined: true, status: 'Connected', keys_managed: false, own_membership: null, leave_delegated });
   session.sfuConnected = (connected) => {
     happened.push(`connected: ${connected}`);
-    if (!connected && delay_id === 'handed over') {
-      delay_id = null;
+    if (!connected) {
       setTimeout(() => {
-        delay_id = 'ours';
-        happened.push(delay_id);
-        session._deliver({ event: 'delay_id_changed', delay_id, client: 1, seq: 1, ts: 1 });
+        leave_delegated = false;
+        happened.push('ours');
+        session._deliver({ event: 'leave_delegated_changed', delegated: false, client: 1, seq: 1, ts: 1 });
       }, 50);
     }
   };

@@ -355,9 +355,10 @@ class _Visit:
         with contextlib.suppress(TimeoutError, *_Over):
             if room.isconnected() and session.info().joined:
                 self._tell(False)
+                here = self.holds_leave or self._call._publish_url == self._url
                 async with asyncio.timeout(_TAKE_BACK):
-                    while self.holds_leave and session.info().delay_id is None:
-                        await session.wait_for("delay_id_changed")
+                    while here and session.info().leave_delegated:
+                        await session.wait_for("leave_delegated_changed")
         self.holds_leave = False
 
     async def _until_gone(self, local: rtc.LocalParticipant) -> str:
