@@ -53,6 +53,7 @@ func (e entry) membership() *wire.Membership {
 type user struct {
 	state   roomMember
 	entries int
+	members []*rosterMember // in all calls of the room
 }
 
 // slot is one call of a room.
@@ -91,7 +92,7 @@ func (s *Set) room(roomID id.RoomID) *room {
 func (r *room) slot(slotID string) *slot {
 	sl := r.slots[slotID]
 	if sl == nil {
-		sl = &slot{room: r, id: slotID, roster: newRoster(slotID)}
+		sl = &slot{room: r, id: slotID, roster: newRoster(slotID, r.users)}
 		sl.timer.run = func(now Time) { sl.touch(); r.flush(now) }
 		r.slots[slotID] = sl
 	}
@@ -230,7 +231,6 @@ func (r *room) put(k entryKey, m *wire.Membership, joined map[id.UserID]roomMemb
 		u.entries++
 	}
 	r.entries[k] = entry{slot: sl, source: sl.roster.put(old.source, m)}
-	sl.roster.setRoomMember(m.UserID, r.users[m.UserID].state)
 	sl.touch()
 }
 
@@ -271,8 +271,10 @@ func (r *room) setMember(userID id.UserID, state roomMember) {
 		return
 	}
 	u.state = state
+	for _, rm := range u.members {
+		rm.roster.reconsider(rm, reasonRoomLeft)
+	}
 	for _, sl := range r.slots {
-		sl.roster.setRoomMember(userID, state)
 		sl.touch()
 	}
 }

@@ -20,7 +20,8 @@ import (
 // A member is shown while one of its sources has not expired and its user is joined to the room.
 type roster struct {
 	slotID  string
-	users   map[id.UserID]*rosterUser
+	users   map[id.UserID]*user             // of the room: all who have sources, in this call or another
+	size    int                             // members that have a source, or of which there is more to tell
 	order   *btree.BTreeG[*wire.Membership] // the shown, oldest first
 	expiry  expiryHeap
 	intents map[string]int // of the shown that name one
@@ -42,6 +43,8 @@ type source struct {
 }
 
 type rosterMember struct {
+	roster  *roster
+	user    *user
 	key     memberKey
 	sources []*source
 	shown   *wire.Membership
@@ -49,11 +52,6 @@ type rosterMember struct {
 	isChanged bool
 	before    *wire.Membership // shown at the last diff
 	reason    string           // why it was hidden last
-}
-
-type rosterUser struct {
-	state   roomMember
-	members []*rosterMember
 }
 
 // roomMember is what is known of a user's membership of the room itself.
@@ -84,9 +82,9 @@ const (
 	reasonRejoined = "rejoined" // the same device, as a new membership
 )
 
-func newRoster(slotID string) *roster {
+func newRoster(slotID string, users map[id.UserID]*user) *roster {
 	return &roster{
-		slotID: slotID, users: map[id.UserID]*rosterUser{}, intents: map[string]int{},
+		slotID: slotID, users: users, intents: map[string]int{},
 		order: btree.NewBTreeGOptions(older, btree.Options{NoLocks: true, Degree: 16}),
 	}
 }
@@ -130,13 +128,10 @@ func (r *roster) member(m *wire.Membership) *rosterMember {
 	key := memberKey{m.UserID, m.DeviceID}
 	rm := r.find(key)
 	if rm == nil {
-		rm = &rosterMember{key: key}
 		u := r.users[m.UserID]
-		if u == nil {
-			u = &rosterUser{}
-			r.users[m.UserID] = u
-		}
+		rm = &rosterMember{roster: r, user: u, key: key}
 		u.members = append(u.members, rm)
+		r.size++
 	}
 	return rm
 }
@@ -145,7 +140,7 @@ func (r *roster) member(m *wire.Membership) *rosterMember {
 func (r *roster) find(key memberKey) *rosterMember {
 	if u := r.users[key.user]; u != nil {
 		for _, rm := range u.members {
-			if rm.key.device == key.device {
+			if rm.roster == r && rm.key.device == key.device {
 				return rm
 			}
 		}
@@ -155,11 +150,8 @@ func (r *roster) find(key memberKey) *rosterMember {
 
 // forget drops a member of which there is nothing more to tell.
 func (r *roster) forget(rm *rosterMember) {
-	u := r.users[rm.key.user]
-	u.members = slices.DeleteFunc(u.members, func(other *rosterMember) bool { return other == rm })
-	if len(u.members) == 0 {
-		delete(r.users, rm.key.user)
-	}
+	rm.user.members = slices.DeleteFunc(rm.user.members, func(other *rosterMember) bool { return other == rm })
+	r.size--
 }
 
 // sources are all that were put.
@@ -167,7 +159,7 @@ func (r *roster) sources(yield func(*source) bool) {
 	for _, u := range r.users {
 		for _, rm := range u.members {
 			for _, s := range rm.sources {
-				if !yield(s) {
+				if rm.roster == r && !yield(s) {
 					return
 				}
 			}
@@ -185,19 +177,6 @@ func (r *roster) remove(s *source, reason string) {
 	r.reconsider(rm, reason)
 	if len(rm.sources) == 0 && !rm.isChanged {
 		r.forget(rm)
-	}
-}
-
-// setRoomMember says whether a user is joined to the room. It is forgotten when the user's last
-// source is removed.
-func (r *roster) setRoomMember(user id.UserID, state roomMember) {
-	u := r.users[user]
-	if u == nil || u.state == state {
-		return
-	}
-	u.state = state
-	for _, rm := range u.members {
-		r.reconsider(rm, reasonRoomLeft)
 	}
 }
 
@@ -238,7 +217,7 @@ func (r *roster) nextExpiry() (int64, bool) {
 // reconsider decides what is shown of a member: of its sources that have not expired the latest.
 func (r *roster) reconsider(rm *rosterMember, reason string) {
 	var best *wire.Membership
-	if u := r.users[rm.key.user]; u != nil && u.state == memberJoined {
+	if rm.user.state == memberJoined {
 		for _, s := range rm.sources {
 			if s.index != 0 && (best == nil || s.m.OriginServerTS > best.OriginServerTS ||
 				s.m.OriginServerTS == best.OriginServerTS && s.m.EventID > best.EventID) {
@@ -302,7 +281,7 @@ func (r *roster) diff() *rosterDiff {
 
 func (r *roster) len() int { return r.order.Len() }
 
-func (r *roster) empty() bool { return len(r.users) == 0 }
+func (r *roster) empty() bool { return r.size == 0 }
 
 func (r *roster) oldest() *wire.Membership {
 	m, _ := r.order.Min()
