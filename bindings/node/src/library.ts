@@ -8,43 +8,43 @@ import { MatrixRTCError, type ErrorObject } from './errors.js';
 const ABI_VERSION = 1;
 const TIMEOUT = 1;
 
-const TEXT = 'const char *';
 const CLIENT = 'uint64_t';
 const SESSION = 'uint64_t';
 const HANDLE_OUT = '_Out_ uint64_t *';
 const MS = 'int64_t';
+const text = (name: string) => ({ text: name });
 
 // Arguments before the trailing `char **out`, which all of them have.
 const SIGNATURES = {
-  mrtc_client_new: [TEXT, HANDLE_OUT],
+  mrtc_client_new: [text('config'), HANDLE_OUT],
   mrtc_client_start: [CLIENT],
   mrtc_client_stop: [CLIENT],
   mrtc_client_free: [CLIENT],
   mrtc_client_info: [CLIENT],
   mrtc_client_next_event: [CLIENT, MS],
   mrtc_client_event_fd: [CLIENT, '_Out_ int *'],
-  mrtc_client_set_access_token: [CLIENT, TEXT],
+  mrtc_client_set_access_token: [CLIENT, text('json')],
   mrtc_client_sessions: [CLIENT],
   mrtc_client_transports: [CLIENT],
-  mrtc_client_feed: [CLIENT, TEXT],
-  mrtc_client_respond: [CLIENT, TEXT],
-  mrtc_client_advance: [CLIENT, TEXT],
-  mrtc_session_open: [CLIENT, TEXT, TEXT, HANDLE_OUT],
+  mrtc_client_feed: [CLIENT, text('json')],
+  mrtc_client_respond: [CLIENT, text('json')],
+  mrtc_client_advance: [CLIENT, text('json')],
+  mrtc_session_open: [CLIENT, text('room_id'), text('options'), HANDLE_OUT],
   mrtc_session_close: [SESSION],
-  mrtc_session_join: [SESSION, TEXT],
+  mrtc_session_join: [SESSION, text('json')],
   mrtc_session_leave: [SESSION],
   mrtc_session_info: [SESSION],
   mrtc_session_memberships: [SESSION],
   mrtc_session_on_membership_update: [SESSION],
-  mrtc_session_update_intent: [SESSION, TEXT],
-  mrtc_session_update_application_data: [SESSION, TEXT],
+  mrtc_session_update_intent: [SESSION, text('intent')],
+  mrtc_session_update_application_data: [SESSION, text('json')],
   mrtc_session_encryption_keys: [SESSION],
-  mrtc_session_participant_keys: [SESSION, TEXT, TEXT],
+  mrtc_session_participant_keys: [SESSION, text('user_id'), text('device_id')],
   mrtc_session_reemit_encryption_keys: [SESSION],
-  mrtc_session_on_call_encryption: [SESSION, TEXT],
+  mrtc_session_on_call_encryption: [SESSION, text('event')],
   mrtc_session_sfus: [SESSION],
-  mrtc_session_sfu_token: [SESSION, TEXT],
-  mrtc_session_sfu_connected: [SESSION, TEXT],
+  mrtc_session_sfu_token: [SESSION, text('json')],
+  mrtc_session_sfu_connected: [SESSION, text('json')],
   mrtc_session_delegate_leave: [SESSION, 'int'],
   mrtc_session_debug_snapshot: [SESSION],
 } as const;
@@ -52,6 +52,8 @@ const SIGNATURES = {
 type FunctionName = keyof typeof SIGNATURES;
 type Argument = string | number | null | [number];
 type Native = (...args: (Argument | [string | null])[]) => number;
+
+const native = (type: string | ReturnType<typeof text>): string => (typeof type === 'string' ? type : 'const char *');
 
 interface Loaded {
   functions: Record<FunctionName, Native>;
@@ -93,7 +95,7 @@ function library(): Loaded {
   const free = lib.func('void mrtc_free(void *p)');
   const out = koffi.out(koffi.pointer(koffi.disposable(koffi.types.str, free)));
   const functions = Object.fromEntries(
-    Object.entries(SIGNATURES).map(([name, args]) => [name, lib.func(name, 'int32_t', [...args, out])]),
+    Object.entries(SIGNATURES).map(([name, args]) => [name, lib.func(name, 'int32_t', [...args.map(native), out])]),
   ) as unknown as Record<FunctionName, Native>;
   loaded = { functions, version: lib.func('const char *mrtc_version()')() as string };
   return loaded;
@@ -105,13 +107,14 @@ export function version(): string {
 }
 
 /** Koffi takes numbers and buffers for pointers: only strings may get there. */
-function checkText(value: Argument): void {
+function checkText(name: string, value: Argument): void {
   if (value === null) return;
-  if (typeof value !== 'string') throw new TypeError(`expected a string, got ${typeof value}`);
+  if (typeof value !== 'string') throw new TypeError(`${name}: expected a string, got ${typeof value}`);
   // A C string ends at a NUL: what stands behind one would be lost silently.
   if (value.includes('\0')) {
     throw new MatrixRTCError({
       status: 'MRTC_ERR_INVALID_ARGUMENT',
+      path: `/${name}`,
       message: 'expected a string without NUL characters',
     });
   }
@@ -120,7 +123,7 @@ function checkText(value: Argument): void {
 /** Calls a function and throws its error; its result, decoded, undefined after a timeout. */
 export function call(name: FunctionName, ...args: Argument[]): unknown {
   SIGNATURES[name].forEach((type, i) => {
-    if (type === TEXT) checkText(args[i] ?? null);
+    if (typeof type === 'object') checkText(type.text, args[i] ?? null);
   });
   const out: [string | null] = [null];
   const status = library().functions[name](...args, out);

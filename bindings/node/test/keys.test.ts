@@ -254,7 +254,7 @@ test('keys by room event', PATIENCE, async () => {
 
 test('keys: misuse', () => {
   const { client, session } = new Call();
-  assert.throws(() => session.participantKeys(1 as never, 'D'), TypeError);
+  assert.throws(() => session.participantKeys(1 as never, 'D'), /^TypeError: user_id: expected a string, got number$/);
   assert.throws(() => client.respond({ id: 4711, deliveries: [] }), MatrixRTCError);
   assert.throws(() => client.feed({ to_device: [{ type: KEYS } as never] }), MatrixRTCError);
   session.close();
