@@ -176,6 +176,32 @@ func TestManySlowServersDelayNobodyAtHome(t *testing.T) {
 	<-over
 }
 
+// A homeserver that asks to wait gets the same request again then: nothing is encrypted anew.
+func TestSendingWaitsAsAsked(t *testing.T) {
+	f := newFake(t)
+	a, b := f.party("@a:x", "A"), f.party("@b:x", "B")
+	a.reaches("first", b.Device)
+	var bodies []string
+	f.override = func(_ context.Context, path string, body []byte) (wire.HTTPResponse, bool) {
+		if path != "sendToDevice" {
+			return wire.HTTPResponse{}, false
+		}
+		bodies = append(bodies, string(body))
+		return wire.HTTPResponse{Status: 429, Body: []byte(`{"errcode":"M_LIMIT_EXCEEDED","retry_after_ms":20}`)}, len(bodies) < 3
+	}
+	a.reaches("second", b.Device)
+	if len(bodies) != 3 || bodies[0] != bodies[2] {
+		t.Errorf("%d requests, the same: %v", len(bodies), bodies[0] == bodies[len(bodies)-1])
+	}
+	// Nobody waits for longer than a request may take.
+	f.override = func(_ context.Context, path string, _ []byte) (wire.HTTPResponse, bool) {
+		return wire.HTTPResponse{Status: 429, Body: []byte(`{"errcode":"M_LIMIT_EXCEEDED","retry_after_ms":3600000}`)}, path == "sendToDevice"
+	}
+	if fates := a.say("third", b.Device); fates[b.Device] != notSent+"HTTP 429 M_LIMIT_EXCEEDED" {
+		t.Errorf("%+v", fates)
+	}
+}
+
 // The same with the claim of a one-time key, which is the server's to give as well.
 func TestSlowClaimDelaysNobodyElse(t *testing.T) {
 	f := newFake(t)

@@ -324,8 +324,12 @@ func (s *sending) request(ready messages, sent []wire.Delivery) {
 	ctx, cancel := context.WithTimeout(s.ctx, sendTimeout)
 	defer cancel()
 	path := "/_matrix/client/v3/sendToDevice/m.room.encrypted/" + newTxnID()
-	_, err := s.m.ask(ctx, "PUT", path, map[string]any{"messages": ready})
-	if e := (*RequestError)(nil); errors.As(err, &e) && e.Answer.Status == 413 && len(sent) > 1 {
+	var err error
+	var e *RequestError
+	for again := true; again; again = errors.As(err, &e) && e.Answer.Status == 429 && waited(ctx, e.Answer.RetryAfter) {
+		_, err = s.m.ask(ctx, "PUT", path, map[string]any{"messages": ready})
+	}
+	if errors.As(err, &e) && e.Answer.Status == 413 && len(sent) > 1 {
 		for _, half := range [][]wire.Delivery{sent[:len(sent)/2], sent[len(sent)/2:]} {
 			some := messages{}
 			for _, d := range half {
@@ -344,6 +348,21 @@ func (s *sending) request(ready messages, sent []wire.Delivery) {
 		}
 	}
 	s.tell(sent)
+}
+
+// waited waits for as long as the homeserver asks, where it says so and there is the time.
+func waited(ctx context.Context, pause time.Duration) bool {
+	if end, limited := ctx.Deadline(); pause == 0 || limited && time.Now().Add(pause).After(end) {
+		return false
+	}
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // encrypt is one message for one device. The ratchet is stored before the message can leave. The
