@@ -124,6 +124,44 @@ func TestNothingBeforeTheStart(t *testing.T) {
 	}
 }
 
+// A homeserver that has forgotten where our sync stood is asked for everything, and what it no longer
+// names is over.
+func TestSyncFromTheBeginning(t *testing.T) {
+	f := newFake(t)
+	var forgotten, gone atomic.Bool
+	f.override = func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, "/sync") {
+			return false
+		}
+		since := r.URL.Query().Get("since")
+		switch {
+		case forgotten.Load() && since != "":
+			answer(w, 400, map[string]string{"errcode": "M_INVALID_PARAM", "error": "unknown since"})
+			return true
+		case gone.Load():
+			answer(w, 200, map[string]string{"next_batch": "elsewhere"})
+			return true
+		}
+		forgotten.Store(false)
+		return false
+	}
+	d := newDriver(t, Config{HomeserverURL: f.URL, AccessToken: "a"}).start()
+	d.join()
+	d.waitCount(1)
+	forgotten.Store(true)
+	f.CloseClientConnections() // the long poll that is out knows nothing of this
+	f.put("@b:x", "org.matrix.msc3401.call.member", "_@b:x_D_m.call",
+		`{"application":"m.call","call_id":"","device_id":"D","focus_active":{"type":"livekit"},"foci_preferred":[]}`)
+	d.waitCount(2)
+	gone.Store(true)
+	forgotten.Store(true)
+	f.CloseClientConnections()
+	left := d.wait("left", func(e Event) bool { _, ok := e.Data.(session.Left); return ok }).Data.(session.Left)
+	if left.Reason != "room_left" {
+		t.Errorf("%+v", left)
+	}
+}
+
 // A client that vanishes is removed by its delayed leave.
 func TestVanishedClientIsRemovedByItsDelayedLeave(t *testing.T) {
 	f := newFake(t)

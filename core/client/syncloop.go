@@ -10,6 +10,7 @@ import (
 	"libmatrixrtc/core/wire"
 
 	"github.com/tidwall/gjson"
+	"maunium.net/go/mautrix/id"
 )
 
 const (
@@ -18,6 +19,8 @@ const (
 	firstSyncMax = 5 * time.Minute
 	retryMin     = time.Second
 	retryMax     = 30 * time.Second
+
+	refusals = 2 // of a sync, before it is one from the beginning
 
 	rapidSync  = 250 * time.Millisecond // quicker answers than this,
 	rapidSyncs = 40                     // so many of them in a row, and there is a pause before each
@@ -63,6 +66,9 @@ func (c *Client) runSync() {
 		if e != nil {
 			// Whose the next token is has to be asked again.
 			loggedIn = e.HTTPStatus != 401
+			if e.HTTPStatus == 400 && e.Errcode != "" && failures >= refusals {
+				since = "" // it may not know any more what that was: from the beginning
+			}
 			if !c.pauseAfter(e, &failures, tokenSet) {
 				return
 			}
@@ -113,8 +119,17 @@ func (c *Client) syncOnce(since string, quick bool) (next string, e *Error) {
 			return nil
 		}
 		c.learnDate(now, h)
+		before := c.rooms
+		if since == "" {
+			c.rooms = map[id.RoomID]bool{}
+		}
 		if err := c.handleSync(now, wire.ParseJSON(h.Body)); err != nil {
 			return err
+		}
+		for room := range before { // where it says all, what it does not name is over
+			if !c.rooms[room] {
+				_ = c.set.Handle(now, session.RoomLeft{Room: room})
+			}
 		}
 		return c.set.Handle(now, session.Synced{})
 	})
