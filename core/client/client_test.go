@@ -127,6 +127,7 @@ func TestNothingBeforeTheStart(t *testing.T) {
 // A homeserver that has forgotten where our sync stood is asked for everything, and what it no longer
 // names is over.
 func TestSyncFromTheBeginning(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	var forgotten, gone atomic.Bool
 	f.override = func(w http.ResponseWriter, r *http.Request) bool {
