@@ -342,7 +342,8 @@ func (p *party) note(what func()) {
 // until waits for a condition, which is asked with p.mu locked.
 func (p *party) until(what string, cond func() bool) {
 	p.t.Helper()
-	expired := time.After(30 * time.Second)
+	const atMost = 2 * time.Minute
+	expired := time.After(atMost)
 	for {
 		p.mu.Lock()
 		done, arrived := cond(), p.arrived
@@ -355,7 +356,7 @@ func (p *party) until(what string, cond func() bool) {
 		case <-expired:
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			p.t.Fatalf("no %s within 30 s; got %d messages, logged %q", what, len(p.got), p.logged)
+			p.t.Fatalf("no %s within %v; got %d messages, logged %q", what, atMost, len(p.got), p.logged)
 		}
 	}
 }
