@@ -85,7 +85,7 @@ func TestSoftLogoutWithPassword(t *testing.T) {
 	if data := e.Data.(map[string]any); data["access_token"] != "a" || data["refresh_token"] != "r" {
 		t.Fatalf("event: %v", data)
 	}
-	if sent, err := s.LeaveWait(20 * time.Second); !sent || err != nil {
+	if sent, err := s.LeaveWait(patience); !sent || err != nil {
 		t.Fatalf("leave: %v %v", sent, err)
 	}
 	if n := logins.Load(); n != 2 {
@@ -169,7 +169,7 @@ func TestDeadTokenIsNotSentAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.waitSync("syncing")
-	if sent, err := s.LeaveWait(40 * time.Second); !sent || err != nil {
+	if sent, err := s.LeaveWait(patience); !sent || err != nil {
 		t.Fatalf("leave: %v %v", sent, err)
 	}
 }

@@ -32,20 +32,20 @@ func TestTwoClientsSeeEachOtherComeAndGo(t *testing.T) {
 	b, leaving := join("b")
 	b.waitCount(2)
 	a.waitCount(2)
-	if sent, err := leaving.LeaveWait(20 * time.Second); !sent || err != nil {
+	if sent, err := leaving.LeaveWait(patience); !sent || err != nil {
 		t.Fatalf("leave: sent %v, %v", sent, err)
 	}
 	if left := a.waitCount(1).Left; len(left) != 1 || left[0].Membership.UserID != "@b:x" {
 		t.Fatalf("left: %+v", left)
 	}
-	if err := b.StopWait(20 * time.Second); err != nil {
+	if err := b.StopWait(patience); err != nil {
 		t.Fatal(err)
 	}
 	if err := leaving.Join(session.JoinParams{FociPreferred: []json.RawMessage{}}); AsError(err) == nil || AsError(err).Status != ErrInvalidState {
 		t.Fatalf("join after stop: %v", err)
 	}
 	// A stop leaves what is joined.
-	if err := a.StopWait(20 * time.Second); err != nil {
+	if err := a.StopWait(patience); err != nil {
 		t.Fatal(err)
 	}
 	a.wait("left", func(e Event) bool { l, ok := e.Data.(session.Left); return ok && l.Sent })

@@ -161,8 +161,8 @@ func (c *caller) holdsKeyOf(other *caller) {
 		}
 		return false
 	}
-	for !held() {
-		c.wait("key of "+string(other.user), func(e Event) bool { return e.Name == session.EventEncryptionKeyChanged })
+	for !held() { // it may arrive before the other begins to use it
+		c.waitEither(other.driver, "key of "+string(other.user), func(e Event) bool { return e.Name == session.EventEncryptionKeyChanged })
 	}
 }
 
@@ -182,7 +182,7 @@ func TestKeysOfAnEncryptedCall(t *testing.T) {
 	first.holdsKeyOf(second)
 	second.holdsKeyOf(first)
 	for range 2 {
-		if err := second.StopWait(20 * time.Second); err != nil {
+		if err := second.StopWait(patience); err != nil {
 			t.Fatal(err)
 		}
 		first.waitCount(1)
@@ -270,7 +270,7 @@ func TestNoKeyIsSentAfterLeave(t *testing.T) {
 	}
 	h.client(b).join(room, `{}`)
 	c := h.client(a).join(room, `{}`)
-	within30(t, claiming, "claim")
+	gets(t, claiming, "claim")
 	if err := c.s.Leave(); err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +281,7 @@ func TestNoKeyIsSentAfterLeave(t *testing.T) {
 	if sending != 0 {
 		t.Errorf("%d requests go on after leave", sending)
 	}
-	within30(t, over, "end of the claim")
+	gets(t, over, "end of the claim")
 	if sent := h.asked(a.token, "/sendToDevice/"); len(sent) != 0 {
 		t.Errorf("%d messages were sent", len(sent))
 	}
@@ -297,7 +297,7 @@ func TestEncryptionThatCannotBe(t *testing.T) {
 	other.waitCount(1)
 	before := h.client(a).join(room, `{}`)
 	other.holdsKeyOf(before)
-	if err := before.StopWait(20 * time.Second); err != nil {
+	if err := before.StopWait(patience); err != nil {
 		t.Fatal(err)
 	}
 	// The keys that this device has published were those of the process before.
@@ -346,7 +346,8 @@ func TestKeysByRoomEvents(t *testing.T) {
 		}
 		// The first answer to a key is lost: it is sent again under its name.
 		h.ask("", "POST", "/_faults", `{"kind":"drop","when":"after","class":"send","user":"`+string(a.user)+`"}`)
-		const params = `{"key_transport":"room_event","manage_media_keys":true,"network_error_retry_ms":100}`
+		// However long the other takes to come, and whenever we are heard of, there is one key.
+		const params = `{"key_transport":"room_event","manage_media_keys":true,"network_error_retry_ms":100,"key_rotation_grace_ms":600000,"delayed_leave_delay_ms":600000}`
 		first.join(room, params)
 		second := h.client(b).join(room, params)
 		first.wait("delivery", func(e Event) bool {
@@ -376,8 +377,15 @@ func TestKeysByRoomEvents(t *testing.T) {
 func TestMessagesAreNotAcknowledgedBeforeTheyAreStored(t *testing.T) {
 	h := newHome(t)
 	a := h.register("a")
+	polling := make(chan struct{}, 100)
+	h.hook = func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Query().Get("since") != "" {
+			polling <- struct{}{}
+		}
+		return false
+	}
 	c := h.client(a, inStore(t)).start()
-	c.waitSync("syncing")
+	gets(t, polling, "long poll")
 	c.mu.Lock()
 	c.crypt.machine.Close()
 	c.mu.Unlock()
@@ -418,7 +426,7 @@ func TestNothingRunsOnAfterFree(t *testing.T) {
 		_ = pprof.Lookup("goroutine").WriteTo(&all, 2)
 		return all.String()
 	}
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		all := stacks()
 		left := slices.DeleteFunc(strings.Split(all, "\n\n"), func(stack string) bool {
 			return strings.Contains(stack, "TestNothingRunsOnAfterFree") || !strings.Contains(stack, "core/client.(*Client)") &&
@@ -438,14 +446,16 @@ func TestDeepAnswersAreRefused(t *testing.T) {
 	h := newHome(t)
 	a := h.register("a")
 	deep := strings.Repeat("[", 20<<20)
-	for _, path := range []string{"/sync", "/keys/query", "/whoami"} {
-		h.hook = func(w http.ResponseWriter, r *http.Request) bool {
-			if !strings.HasSuffix(r.URL.Path, path) {
-				return false
-			}
-			_, _ = w.Write([]byte(deep))
-			return true
+	var where atomic.Value // what one client asks may arrive after its end
+	h.hook = func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, where.Load().(string)) {
+			return false
 		}
+		_, _ = w.Write([]byte(deep))
+		return true
+	}
+	for _, path := range []string{"/sync", "/keys/query", "/whoami"} {
+		where.Store(path)
 		c := h.client(a, inStore(t)).start()
 		if e := c.waitSync("reconnecting"); e == nil || !strings.Contains(e.Message, "deeper") {
 			t.Errorf("%s: error %+v", path, e)

@@ -194,20 +194,33 @@ func (d *driver) join() *Session {
 // wait returns the first event that ok accepts, passing over the others.
 func (d *driver) wait(what string, ok func(Event) bool) Event {
 	d.t.Helper()
-	expired := time.After(30 * time.Second)
+	return d.waitEither(d, what, ok)
+}
+
+// patience is for what must come, however slow everything is.
+const patience = 2 * time.Minute
+
+// waitEither is wait for an event of this client or of another.
+func (d *driver) waitEither(other *driver, what string, ok func(Event) bool) Event {
+	d.t.Helper()
+	expired := time.After(patience)
 	for {
+		var e Event
+		of := d
 		select {
-		case e := <-d.events:
-			if m, changed := e.Data.(session.MembershipsChanged); changed {
-				d.members = &m
-			}
-			if ok(e) {
-				return e
-			}
-			d.t.Logf("passed over %s: %v", e.Name, e.Data)
+		case e = <-d.events:
+		case e = <-other.events:
+			of = other
 		case <-expired:
-			d.t.Fatalf("no %s within 30 s", what)
+			d.t.Fatalf("no %s within %v", what, patience)
 		}
+		if m, changed := e.Data.(session.MembershipsChanged); changed {
+			of.members = &m
+		}
+		if ok(e) {
+			return e
+		}
+		d.t.Logf("passed over %s: %v", e.Name, e.Data)
 	}
 }
 
@@ -232,12 +245,12 @@ func (d *driver) waitCount(n int) session.MembershipsChanged {
 	return *d.members
 }
 
-// within30 waits until ch gives something.
-func within30(t *testing.T, ch <-chan struct{}, what string) {
+// gets waits until ch gives something.
+func gets(t *testing.T, ch <-chan struct{}, what string) {
 	t.Helper()
 	select {
 	case <-ch:
-	case <-time.After(30 * time.Second):
-		t.Fatalf("no %s within 30 s", what)
+	case <-time.After(patience):
+		t.Fatalf("no %s within %v", what, patience)
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 )
 
 // Proxies, certificates and redirects, with real servers.
@@ -217,7 +216,7 @@ func TestDeadConnection(t *testing.T) {
 	f.put("@b:x", "org.matrix.msc3401.call.member", "_@b:x_D_m.call",
 		`{"application":"m.call","call_id":"","device_id":"D","focus_active":{"type":"livekit"},"foci_preferred":[]}`)
 	d.waitCount(2)
-	if sent, err := s.LeaveWait(20 * time.Second); !sent || err != nil {
+	if sent, err := s.LeaveWait(patience); !sent || err != nil {
 		t.Errorf("sent %v, %v", sent, err)
 	}
 }

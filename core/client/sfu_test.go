@@ -76,7 +76,7 @@ func TestTokenOfTheOfferedSFU(t *testing.T) {
 		_, _ = fmt.Fprintf(w, `{"url":"ws://127.0.0.1:7880","jwt":%q}`, jwtFor("@a:x", in.DeviceID))
 	})
 	_, s := joinOffered(t, f)
-	token, err := s.SFUTokenWait("", 20*time.Second)
+	token, err := s.SFUTokenWait("", patience)
 	if err != nil || token.URL != "ws://127.0.0.1:7880" || token.ServiceURL != service.URL || token.Generation != "state" {
 		t.Fatalf("%+v %v", token, err)
 	}
@@ -123,11 +123,11 @@ func TestStrangeAuthorisationServices(t *testing.T) {
 			t.Parallel()
 			f, _ := newService(t, c.answer)
 			d, s := joinOffered(t, f)
-			_, err := s.SFUTokenWait("", 20*time.Second)
+			_, err := s.SFUTokenWait("", patience)
 			if e := AsError(err); e == nil || e.Status != ErrSFU || e.Reason != c.reason || strings.Contains(e.Message, "openid-secret") {
 				t.Fatalf("expected %s, got %+v", c.reason, err)
 			}
-			d.wait("sfu_failed", func(e Event) bool { return e.Data.(session.SFUFailed).Reason == c.reason })
+			d.wait("sfu_failed", func(e Event) bool { f, ok := e.Data.(session.SFUFailed); return ok && f.Reason == c.reason })
 			if i, err := s.Info(); err != nil || i.Status != session.Connected {
 				t.Fatalf("the membership: %s %v", i.Status, err)
 			}
@@ -157,7 +157,10 @@ func TestWaitForTokenOfAMovedSFU(t *testing.T) {
 	t.Parallel()
 	asked, over := make(chan struct{}, 1), make(chan struct{})
 	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		asked <- struct{}{}
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
 		select {
 		case <-over:
 		case <-r.Context().Done():
@@ -186,7 +189,7 @@ func TestWaitForTokenOfAMovedSFU(t *testing.T) {
 			"created_ts":1000,"expires":%d,"focus_active":{"type":"livekit","focus_selection":"oldest_membership"},
 			"foci_preferred":[{"type":"livekit","livekit_service_url":%q}]}`, time.Now().Add(time.Hour).UnixMilli(), service.URL))
 	}()
-	token, err := s.SFUTokenWait("", 30*time.Second)
+	token, err := s.SFUTokenWait("", patience)
 	if err != nil || token.ServiceURL != service.URL {
 		t.Fatalf("%+v %v", token, err)
 	}
