@@ -44,10 +44,17 @@ func newParticipant(t *testing.T, e *embedded, a account, room string) *particip
 	return p
 }
 
-func (p *participant) join() {
+// The delay of a delayed leave: one that is waited for, and one that nobody is too slow for.
+const (
+	soon = 2_000
+	late = 600_000
+)
+
+func (p *participant) join(delayMS int) {
 	p.t.Helper()
 	params := session.JoinParams{FociPreferred: []json.RawMessage{}}
-	if err := json.Unmarshal([]byte(`{"delayed_leave_delay_ms":2000,"delayed_leave_restart_ms":500,"network_error_retry_ms":100}`), &params); err != nil {
+	given := fmt.Sprintf(`{"delayed_leave_delay_ms":%d,"delayed_leave_restart_ms":500,"network_error_retry_ms":100}`, delayMS)
+	if err := json.Unmarshal([]byte(given), &params); err != nil {
 		p.t.Fatal(err)
 	}
 	if err := p.session.Join(params); err != nil {
@@ -57,21 +64,34 @@ func (p *participant) join() {
 
 func (p *participant) wait(what string, ok func(client.Event) bool) client.Event {
 	p.t.Helper()
-	expired := time.After(30 * time.Second)
+	return p.waitEither(p, what, ok)
+}
+
+// patience is for what must come, however slow everything is.
+const patience = 2 * time.Minute
+
+// waitEither is wait for an event of this participant or of another.
+func (p *participant) waitEither(other *participant, what string, ok func(client.Event) bool) client.Event {
+	p.t.Helper()
+	expired := time.After(patience)
 	var passed []string
 	for {
+		var ev client.Event
+		of := p
 		select {
-		case ev := <-p.events:
-			if m, changed := ev.Data.(session.MembershipsChanged); changed {
-				p.count = m.Count
-			}
-			if ok(ev) {
-				return ev
-			}
-			passed = append(passed, fmt.Sprintf("%s %+v", ev.Name, ev.Data))
+		case ev = <-p.events:
+		case ev = <-other.events:
+			of = other
 		case <-expired:
-			p.t.Fatalf("no %s within 30 s, but %q", what, passed)
+			p.t.Fatalf("no %s within %v, but %q", what, patience, passed)
 		}
+		if m, changed := ev.Data.(session.MembershipsChanged); changed {
+			of.count = m.Count
+		}
+		if ok(ev) {
+			return ev
+		}
+		passed = append(passed, fmt.Sprintf("%s %+v", ev.Name, ev.Data))
 	}
 }
 
@@ -106,7 +126,7 @@ func (p *participant) waitSync(state string) {
 
 func (p *participant) leave() {
 	p.t.Helper()
-	if sent, err := p.session.LeaveWait(20 * time.Second); !sent || err != nil {
+	if sent, err := p.session.LeaveWait(patience); !sent || err != nil {
 		p.t.Errorf("leave: sent %v, %v", sent, err)
 	}
 }
@@ -153,7 +173,7 @@ func TestJoinAndLeaveUnderEachFault(t *testing.T) {
 			for _, f := range faults {
 				e.fault(f)
 			}
-			bob.join()
+			bob.join(late)
 			watcher.waitCount(1)
 			bob.waitStatus("Connected")
 			// The same again for the leave.
@@ -172,11 +192,11 @@ func TestOlderDelayedEvents(t *testing.T) {
 	e, watcher, bob := call(t)
 	e.fault(`{"kind":"error","status":404,"errcode":"M_UNRECOGNIZED","method":"POST",` +
 		`"path":"/_matrix/client/unstable/org.matrix.msc4140/delayed_events/*/*","for_ever":true}`)
-	bob.join()
+	bob.join(late)
 	watcher.waitCount(1)
 	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) { // until it has been
 		info, err := bob.session.Info()
-		if err != nil || time.Since(began) > 30*time.Second {
+		if err != nil || time.Since(began) > patience {
 			t.Fatalf("%+v, %v", info, err)
 		}
 		if info.Statistics.Restarts >= 3 {
@@ -190,7 +210,7 @@ func TestOlderDelayedEvents(t *testing.T) {
 func TestKilledClientIsRemovedByItsDelayedLeave(t *testing.T) {
 	t.Parallel()
 	e, watcher, bob := call(t)
-	bob.join()
+	bob.join(soon)
 	watcher.waitCount(1)
 	bob.waitStatus("Connected")
 	e.fault(`{"kind":"drop","for_ever":true,"user":"@bob:example.test"}`)
@@ -205,28 +225,33 @@ func TestKilledClientIsRemovedByItsDelayedLeave(t *testing.T) {
 func TestRestartsAndMembers(t *testing.T) {
 	for name, c := range map[string]struct {
 		fault string
-		gone  bool
+		delay int
 	}{
-		"short":        {`{"kind":"restart","down_ms":300}`, false},
-		"without them": {`{"kind":"restart","down_ms":300,"delayed_events":"lose"}`, false},
-		"long":         {`{"kind":"restart","down_ms":3000}`, true},
+		"short":        {`{"kind":"restart","down_ms":3600000}`, late},
+		"without them": {`{"kind":"restart","down_ms":3600000,"delayed_events":"lose"}`, late},
+		"long":         {`{"kind":"restart","down_ms":3000}`, soon},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e, watcher, bob := call(t)
-			bob.join()
+			bob.join(c.delay)
 			watcher.waitCount(1)
 			bob.waitStatus("Connected")
 			e.fault(c.fault)
-			bob.waitSync("reconnecting")
-			watcher.waitSync("syncing")
-			if c.gone {
+			if c.delay == soon {
 				bob.waitEvent("rejoined")
 			} else {
+				bob.waitSync("reconnecting")
+				watcher.waitSync("reconnecting")
+				e.fault(`{"kind":"restart"}`) // it is there again
 				bob.waitSync("syncing")
+				watcher.waitSync("syncing")
 			}
 			bob.leave()
 			watcher.waitCount(0)
+			if info, err := bob.session.Info(); err != nil || c.delay == late && info.Statistics.Rejoins > 0 {
+				t.Errorf("was lost: %+v, %v", info.Statistics, err)
+			}
 		})
 	}
 }

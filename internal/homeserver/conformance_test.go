@@ -34,10 +34,11 @@ import (
 //	do                            the requests below, a line each:
 //	alice PUT /rooms/{room1}/state/m.x/k {"a":1}
 //	alice GET /capabilities -> capabilities.m\.room_versions    only a part, as a gjson path
-//	404 alice GET /...            repeated until the status is that (30 s)
+//	404 alice GET /...            repeated until the status is that (2 min)
 //	- GET /...                    without an access token; =dead with that one
 //	alice SYNC {"room":{}}        a sync from where the last one ended, through a filter, until
-//	                              there is something new in rooms (2 s)
+//	                              there is something new in rooms (2 min, or 2 s beside lines that
+//	                              show nothing)
 //	alice NEW {"room":{}}         a first sync
 //	alice SYNC -> to_device       as SYNC, until there is this part, as a gjson path; NEW also
 //
@@ -63,6 +64,7 @@ func conform(t *testing.T, url string) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		s := newScript(url)
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			s.nothing = slices.Contains(strings.Split(d.Expected, "\n"), "nothing")
 			switch d.Cmd {
 			case "register":
 				for _, arg := range d.CmdArgs {
@@ -116,6 +118,8 @@ type script struct {
 	counts map[string]int
 	syncs  int
 	keys   map[string]signingKey // by user and use
+
+	nothing bool // one of the requests at hand is to find nothing
 }
 
 func newScript(url string) *script {
@@ -190,11 +194,10 @@ func (s *script) line(t *testing.T, line string) string {
 	} else if !user {
 		t.Fatalf("who is %s?", who)
 	}
-	patience := 30 * time.Second
-	if method == "SYNC" {
-		patience = 2 * time.Second // one that finds nothing takes all of it
-	}
 	end := time.Now().Add(patience)
+	if method == "SYNC" && s.nothing { // one that finds nothing takes all of its time
+		end = time.Now().Add(2 * time.Second)
+	}
 	for {
 		switch method {
 		case "SYNC", "NEW":

@@ -42,11 +42,12 @@ func (p *participant) hears(other *participant) bool {
 	return false
 }
 
-// waitHears waits until p holds the other's key, of which an event of its own tells.
+// waitHears waits until p holds the other's key. An event of its own tells when that comes, one of the
+// other when it comes into use.
 func (p *participant) waitHears(other *participant) {
 	p.t.Helper()
 	if !p.hears(other) {
-		p.wait("the key of the other", func(ev client.Event) bool { return ev.Name == "encryption_key_changed" && p.hears(other) })
+		p.waitEither(other, "the key of the other", func(ev client.Event) bool { return ev.Name == "encryption_key_changed" && p.hears(other) })
 	}
 }
 
@@ -80,13 +81,13 @@ func TestKeysUnderEachFault(t *testing.T) {
 			e.must(a.AccessToken, "PUT", "/rooms/"+room+"/state/m.room.encryption", `{"algorithm":"m.megolm.v1.aes-sha2"}`, nil)
 			alice := newParticipant(t, e, a, room)
 			alice.waitSync("syncing")
-			alice.join()
+			alice.join(late)
 			alice.waitCount(1)
 			for _, f := range faults {
 				e.fault(f)
 			}
 			bob := newParticipant(t, e, b, room)
-			bob.join()
+			bob.join(late)
 			alice.waitHears(bob)
 			bob.waitHears(alice)
 
@@ -115,14 +116,14 @@ func TestKeysAreForMembersOfTheCall(t *testing.T) {
 		if len(there.Keys[c.UserID]) == 1 {
 			break
 		}
-		if time.Since(began) > 30*time.Second {
+		if time.Since(began) > patience {
 			t.Fatal("carol could not be sent anything")
 		}
 	}
 	carol.Close()
 	alice, bob := newParticipant(t, e, a, room), newParticipant(t, e, b, room)
-	alice.join()
-	bob.join()
+	alice.join(late)
+	bob.join(late)
 	alice.waitHears(bob)
 	bob.waitHears(alice)
 	var synced struct {
