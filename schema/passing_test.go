@@ -119,7 +119,8 @@ func (h *host) fails(status client.Status, err error) {
 // wait answers the first event from now on, or among those not waited for yet, that fits.
 func (h *host) wait(name, fits string) gjson.Result {
 	h.t.Helper()
-	expired := time.After(10 * time.Second)
+	const patience = 2 * time.Minute
+	expired := time.After(patience)
 	for {
 		h.mu.Lock()
 		changed := h.changed
@@ -134,7 +135,7 @@ func (h *host) wait(name, fits string) gjson.Result {
 		select {
 		case <-changed:
 		case <-expired:
-			h.t.Fatalf("no %s %s within 10 s, but %v", name, fits, h.events)
+			h.t.Fatalf("no %s %s within %v, but %v", name, fits, patience, h.events)
 		}
 	}
 }
@@ -461,14 +462,14 @@ func managedClient(t *testing.T) {
 	ask(token, "POST", "/_faults", `{"kind":"expire_tokens","soft":true,"user":"@a:x"}`)
 	ask(token, "POST", "/_faults", `{"kind":"drop","when":"before","class":"sync"}`)
 	h.wait("token_refreshed", "")
-	sent, err := s.LeaveWait(20 * time.Second)
+	sent, err := s.LeaveWait(time.Minute)
 	h.ok("session_leave_wait", map[string]bool{"sent": sent}, err)
 	in := decode[struct {
 		AccessToken  string `json:"access_token"`
 		RefreshToken string `json:"refresh_token"`
 	}](t, "client_set_access_token", fmt.Sprintf(`{"access_token":%q,"refresh_token":""}`, token))
 	h.ok("client_set_access_token", nil, h.c.SetAccessToken(in.AccessToken, in.RefreshToken))
-	h.ok("client_stop_wait", nil, h.c.StopWait(20*time.Second))
+	h.ok("client_stop_wait", nil, h.c.StopWait(time.Minute))
 	h.getters()
 }
 
