@@ -25,8 +25,9 @@ import schemas  # noqa: E402
 # A shell that runs us in the background has Ctrl-C ignored, and our children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Short, so that tests which wait for a delayed leave are over soon.
-DELAY_MS = 2000
+# Short, for tests which wait for a delayed leave; in others one that is late would take us out of the call.
+SHORT_DELAY_MS = 2000
+DELAY_MS = 60_000
 
 CALL_MEMBER = "org.matrix.msc3401.call.member"
 
@@ -64,7 +65,7 @@ def request(url: str, method: str, path: str, body: Any = None, token: str | Non
         made.add_header("Content-Type", "application/json")
     if token:
         made.add_header("Authorization", f"Bearer {token}")
-    with urllib.request.urlopen(made, timeout=30) as answer:
+    with urllib.request.urlopen(made, timeout=60) as answer:
         return json.load(answer)
 
 
@@ -122,7 +123,7 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
             env={**os.environ, "PYTHONPATH": str(SOURCE)},
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=120,
             **options,
         )
 

@@ -15,7 +15,7 @@ from conftest import DELAY_MS, Account
 from matrixrtc import Client, MediaKey, Session, Transport
 
 SFU = Transport.livekit("https://sfu.example.org")
-TIMEOUT = 30
+TIMEOUT = 60
 
 Room = tuple[list[Account], str]
 
@@ -94,7 +94,7 @@ def test_members_hold_each_others_keys(room: Room) -> None:
             await call.until_changed(had, alice, bob)
             await call.until_all_hear(alice, bob)
 
-    asyncio.run(asyncio.wait_for(story(), 2 * TIMEOUT))
+    asyncio.run(asyncio.wait_for(story(), 4 * TIMEOUT))
 
 
 def test_a_device_that_comes_back_with_its_store_is_keyed_again(room: Room, tmp_path: pathlib.Path) -> None:
@@ -110,7 +110,7 @@ def test_a_device_that_comes_back_with_its_store_is_keyed_again(room: Room, tmp_
                     had = {k.key for k in bob.session.encryption_keys()}
                 await call.until_changed(had, alice)
 
-    asyncio.run(asyncio.wait_for(story(), 2 * TIMEOUT))
+    asyncio.run(asyncio.wait_for(story(), 4 * TIMEOUT))
 
 
 def test_a_room_that_is_not_encrypted_has_no_keys(pair: tuple[Account, Account, str]) -> None:
@@ -122,4 +122,4 @@ def test_a_room_that_is_not_encrypted_has_no_keys(pair: tuple[Account, Account, 
             await call.until(lambda: len(a.session.memberships) == len(b.session.memberships) == 2)
             assert a.session.encryption_keys() == b.session.encryption_keys() == []
 
-    asyncio.run(asyncio.wait_for(story(), 2 * TIMEOUT))
+    asyncio.run(asyncio.wait_for(story(), 4 * TIMEOUT))

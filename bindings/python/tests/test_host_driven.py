@@ -27,7 +27,7 @@ class Host:
         self.kinds: list[str] = []
 
     def http(self, method: str, path: str, query: dict[str, str] | None = None, body: Any = None) -> Any:
-        connection = http.client.HTTPConnection(urllib.parse.urlsplit(self.account.url).netloc, timeout=30)
+        connection = http.client.HTTPConnection(urllib.parse.urlsplit(self.account.url).netloc, timeout=60)
         target = path + ("?" + urllib.parse.urlencode(query) if query else "")
         headers = {"Authorization": f"Bearer {self.account.access_token}", "Content-Type": "application/json"}
         connection.request(method, target, None if body is None else json.dumps(body), headers)
@@ -42,7 +42,7 @@ class Host:
         answer = self.http(made["method"], made["path"], made.get("query"), made.get("body"))
         self.client.respond(event.data["id"], *answer)
 
-    def until(self, condition: Callable[[], bool], timeout: float = 30) -> None:
+    def until(self, condition: Callable[[], bool], timeout: float = 120) -> None:
         end = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < end, "it did not happen in time"
@@ -59,7 +59,7 @@ def test_a_call_with_http_client(pair: tuple[Account, Account, str]) -> None:
     alice, bob, room_id = pair
     host, other = Host(alice), Host(bob)
     ours, theirs = host.client.session(room_id), other.client.session(room_id)
-    ours.join([{"type": "livekit", "livekit_service_url": "https://x.example"}], delayed_leave_delay_ms=60_000)
+    ours.join([{"type": "livekit", "livekit_service_url": "https://x.example"}], delayed_leave_delay_ms=DELAY_MS)
     host.until(lambda: ours.info().status == "Connected")
     assert ours.info().delay_id, "a delayed leave guards us"
     other.until(lambda: [m.user_id for m in theirs.memberships] == [alice.user_id])

@@ -75,7 +75,7 @@ def test_a_session_that_ends_before_an_sfu_is_entered(end: Any) -> None:
             await asyncio.sleep(0)
             end(session)
             with pytest.raises(matrixrtc.InvalidStateError, match="left before"):
-                await asyncio.wait_for(connecting, 30)
+                await asyncio.wait_for(connecting, 60)
 
     asyncio.run(main())
 
@@ -88,7 +88,7 @@ def test_a_session_that_cannot_join_says_why() -> None:
         async with session.client:
             session.join([matrixrtc.Transport.livekit(ELSEWHERE)])
             with pytest.raises(matrixrtc.InvalidStateError, match=r"left before .*no such token"):
-                await livekit.connect(session, timeout=30)
+                await livekit.connect(session, timeout=60)
 
     asyncio.run(main())
 
@@ -97,7 +97,7 @@ def test_why_not_to_publish_where_we_should_is_told() -> None:
     async def main() -> None:
         session = silent(sfu_trust="homeserver")
         async with session.client:
-            failed = asyncio.create_task(session.wait_for("sfu_failed", 30))
+            failed = asyncio.create_task(session.wait_for("sfu_failed", 60))
             await asyncio.sleep(0)
             session.join([], foci_active={"focus_selection": "oldest_membership"})
             connecting = asyncio.create_task(livekit.connect(session))
@@ -105,6 +105,6 @@ def test_why_not_to_publish_where_we_should_is_told() -> None:
             assert (told.service_url, told.reason) == (ELSEWHERE, "untrusted")
             connecting.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await asyncio.wait_for(connecting, 30)
+                await asyncio.wait_for(connecting, 60)
 
     asyncio.run(main())

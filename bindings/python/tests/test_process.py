@@ -67,7 +67,7 @@ def test_ctrl_c_ends_a_wait() -> None:
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "interrupted @a:x\n"
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_client_that_is_forgotten_is_freed() -> None:
@@ -119,7 +119,7 @@ def test_a_log_line_says_what_is_wrong() -> None:
     matrixrtc.enable_logging(logger)
     try:
         with matrixrtc.Client("http://127.0.0.1:9", access_token="t"):
-            while not (line := lines.get(timeout=30)).startswith("sync failed: error=dial"):
+            while not (line := lines.get(timeout=60)).startswith("sync failed: error=dial"):
                 pass
     finally:
         matrixrtc.disable_logging()
@@ -138,25 +138,24 @@ def test_exit_inside_a_running_loop(run: Run) -> None:
     assert (done.returncode, done.stderr) == (3, "")
 
 
-def test_no_descriptor_is_left_open() -> None:
-    import asyncio
-
-    async def once() -> None:
-        async with Client.host_driven("@a:x", "D") as client:
-            client.events()
-
-    asyncio.run(once())
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(20):
-        asyncio.run(once())
-    assert len(os.listdir("/proc/self/fd")) == before
+def test_no_descriptor_is_left_open(run: Run) -> None:
+    done = run(
+        "import asyncio, os, matrixrtc\n"
+        "async def once():\n"
+        "    async with matrixrtc.Client.host_driven('@a:x', 'D') as c: c.events()\n"
+        "asyncio.run(once())\n"
+        "before = len(os.listdir('/proc/self/fd'))\n"
+        "for _ in range(20): asyncio.run(once())\n"
+        "print(len(os.listdir('/proc/self/fd')) - before)\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
 def test_a_wait_ends_when_the_time_is_over() -> None:
     with Client.host_driven("@a:x", "D") as client:
         began = time.monotonic()
         assert client.next_event(0.25) is None
-        assert 0.2 < time.monotonic() - began < 5
+        assert 0.2 < time.monotonic() - began < 30
 
 
 def test_log_lines_reach_logging_only_when_asked_for(run: Run) -> None:
@@ -167,8 +166,8 @@ def test_log_lines_reach_logging_only_when_asked_for(run: Run) -> None:
         "logging.getLogger().handlers[0].addFilter(lambda r: logged.set() or True)\n"
         "if sys.argv[1] == 'on': matrixrtc.enable_logging(level=logging.DEBUG)\n"
         "c = matrixrtc.Client('http://127.0.0.1:9', access_token='sesame'); c.start()\n"
-        "while c.next_event(30).data.get('state') != 'reconnecting': pass\n"
-        "if sys.argv[1] == 'on': assert logged.wait(30)\n"
+        "while c.next_event(60).data.get('state') != 'reconnecting': pass\n"
+        "if sys.argv[1] == 'on': assert logged.wait(60)\n"
         "matrixrtc.disable_logging()\n"
     )
     quiet, heard = run(script, "off"), run(script, "on")

@@ -64,13 +64,13 @@ def test_token_of_what_the_homeserver_offers(host: Host) -> None:
 async def _token_of_what_the_homeserver_offers(host: Host) -> None:
     async with host.client as client:
         assert client.transports() is None, "not asked yet"
-        changed = asyncio.create_task(host.session.wait_for("sfus_changed", 30))
+        changed = asyncio.create_task(host.session.wait_for("sfus_changed", 60))
         await asyncio.sleep(0)
         host.session.join(delegate_leave=True)
         change = (await changed).sfus
         assert [s.service_url for s in change.added] == [SERVICE] and change.publish == (None, SERVICE)
         assert [t.livekit_service_url for t in client.transports() or []] == [SERVICE]
-        token = await host.session.fetch_sfu_token(timeout=30)
+        token = await host.session.fetch_sfu_token(timeout=60)
         assert (token.url, token.identity, token.room, token.generation) == ("wss://sfu.x", "@us:x:US", "R", "state")
         assert token.jwt not in repr(token), "a credential is not shown"
         assert await host.session.fetch_sfu_token(SERVICE) == token, "it is held"
@@ -87,10 +87,10 @@ async def _a_refusal_is_told(host: Host) -> None:
     host.answers["get_sfu_token"] = (403, {"errcode": "M_FORBIDDEN", "error": f"go away, {PROOF}"})
     async with host.client:
         host.session.join([{"type": "livekit", "livekit_service_url": SERVICE}])
-        failed = asyncio.create_task(host.session.wait_for("sfu_failed", 30))
+        failed = asyncio.create_task(host.session.wait_for("sfu_failed", 60))
         await asyncio.sleep(0)
         with pytest.raises(matrixrtc.SFUError, match=r"go away, \[redacted\]") as e:
-            await host.session.fetch_sfu_token(timeout=30)
+            await host.session.fetch_sfu_token(timeout=60)
         assert e.value.reason == "refused"
         assert (await failed).sfu_failed.reason == "refused"
         with pytest.raises(matrixrtc.InvalidArgumentError):
