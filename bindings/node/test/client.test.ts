@@ -104,7 +104,7 @@ test('members come as events, to the session and then to the client', async () =
   const order: string[] = [];
   session.on('memberships_changed', (e) => order.push(`session ${e.joined[0]?.user_id}`));
   client.on('memberships_changed', (e) => order.push(`client ${client.sessionOf(e) === session}`));
-  const seen = once(client, 'memberships_changed', { signal: AbortSignal.timeout(30_000) });
+  const seen = once(client, 'memberships_changed', { signal: AbortSignal.timeout(60_000) });
   feedRoom(client, '@them:example.org');
   assert.deepEqual(order, [], 'never during a call');
   await seen;
@@ -124,7 +124,7 @@ test('the emitter is that of Node: order, duplicates, once, prepend, remove', as
   session.prependListener('memberships_changed', () => calls.push('first'));
   assert.equal(session.listenerCount('memberships_changed'), 4);
   const next = async (...users: string[]): Promise<void> => {
-    const seen = once(client, 'memberships_changed', { signal: AbortSignal.timeout(30_000) });
+    const seen = once(client, 'memberships_changed', { signal: AbortSignal.timeout(60_000) });
     feedRoom(client, ...users);
     await seen;
   };
@@ -172,7 +172,7 @@ test('host-driven: requests are handed out and take their answers', async () => 
     client.respond({ id, status: 200, body: answers[kind] ?? {} });
   });
   session.join(FOCI);
-  const signal = AbortSignal.timeout(30_000);
+  const signal = AbortSignal.timeout(60_000);
   while (session.info().status !== 'Connected') await once(session, 'status_changed', { signal });
   assert.ok(methods.includes('PUT send_state'), methods.join());
   assert.equal(typeof client.advance({ boot_ms: boot + 1 }), 'number');
@@ -195,7 +195,7 @@ function run(script: string): { code: number | null; out: string } {
   const child = spawnSync(
     process.execPath,
     ['--input-type=module', '-e', `import { Client } from ${JSON.stringify(index)};\n${script}`],
-    { encoding: 'utf8', timeout: 20_000 },
+    { encoding: 'utf8', timeout: 60_000 },
   );
   return { code: child.status, out: child.stdout + child.stderr };
 }

@@ -11,7 +11,7 @@ import { Homeserver, type Account } from './homeserver.js';
 import { checkEvent, checkShape } from './schema.js';
 
 const SFU: Transport = { type: 'livekit', livekit_service_url: 'https://sfu.example.org' };
-const PATIENCE = 30_000;
+const PATIENCE = 60_000;
 
 let server: Homeserver;
 before(async () => {
@@ -34,7 +34,7 @@ class Talker {
     this.session = this.client.session(roomId);
     this.session.on('encryption_key_changed', checkEvent);
     this.client.start();
-    this.session.join({ foci_preferred: [SFU], delayed_leave_delay_ms: 5000 });
+    this.session.join({ foci_preferred: [SFU], delayed_leave_delay_ms: 60_000 });
   }
 
   uses(): MediaKey | undefined {

@@ -28,7 +28,7 @@ export class Homeserver {
     if (!existsSync(BINARY)) throw new Error(`${BINARY} is missing: run make homeserver`);
     const child = spawn(BINARY, ['-listen', '127.0.0.1:0'], { stdio: ['ignore', 'pipe', 'inherit'] });
     const lines = createInterface({ input: child.stdout });
-    const [url] = (await once(lines, 'line', { signal: AbortSignal.timeout(10_000) })) as [string];
+    const [url] = (await once(lines, 'line', { signal: AbortSignal.timeout(60_000) })) as [string];
     return new Homeserver(url.trim(), child);
   }
 
@@ -44,7 +44,7 @@ export class Homeserver {
       method,
       headers: token ? { Authorization: `Bearer ${token}` } : {},
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-      signal: AbortSignal.timeout(10_000),
+      signal: AbortSignal.timeout(60_000),
     });
     const answer = (await response.json()) as Record<string, unknown>;
     if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${JSON.stringify(answer)}`);

@@ -91,7 +91,7 @@ function rooms(t: { after: (f: () => void) => void }, connecting: (room: Room) =
 }
 
 const as = (local: Published) => async (room: Room) => void Object.assign(room, { localParticipant: local });
-const soon = { timeout: 30_000 };
+const soon = { timeout: 60_000 };
 const never = new Promise<never>(() => {});
 const track = {} as LocalAudioTrack;
 const options = {} as NonNullable<Parameters<Call['publishTrack']>[1]>;
