@@ -1,5 +1,8 @@
 /* Panics are stopped: they fail the client that they happen in, which is told, and nothing else.
  * For the variant of the library that panics on demand (MRTC_TAGS=mrtc_panic). */
+#include <pthread.h>
+#include <time.h>
+
 #include "check.h"
 #include "every.h"
 
@@ -18,7 +21,7 @@ static void panics_in(const char *where, int at_once) {
   EXPECT(at_once ? MRTC_ERR_INTERNAL : MRTC_OK, NULL, mrtc_test_panic(c, where, &out));
   for (;;) {
     out = NULL;
-    if (!CHECK(mrtc_client_next_event(c, 30000, &out) == MRTC_OK, "a panic in the %s is told", where)) return;
+    if (!CHECK(mrtc_client_next_event(c, 60000, &out) == MRTC_OK, "a panic in the %s is told", where)) return;
     int told = has(out, "{\"event\":\"client_failed\"") && has(out, "\"message\":\"internal error: ");
     mrtc_free(out);
     if (told) break;
@@ -55,11 +58,28 @@ static void panics_in(const char *where, int at_once) {
   answers(status, out, "\"member_count\":1", "another client goes on");
 }
 
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t logged = PTHREAD_COND_INITIALIZER;
 static int traces;
 
 static void log_line(int level, const char *json, size_t len, void *user_data) {
   (void)len, (void)user_data;
-  if (level == 3 && has(json, "\"panic\"") && has(json, "\"stack\"")) __atomic_add_fetch(&traces, 1, __ATOMIC_SEQ_CST);
+  if (level != 3 || !has(json, "\"panic\"") || !has(json, "\"stack\"")) return;
+  pthread_mutex_lock(&lock);
+  traces++;
+  pthread_cond_broadcast(&logged);
+  pthread_mutex_unlock(&lock);
+}
+
+/* Log lines come on a thread of the library. */
+static void wait_for_traces(int count) {
+  struct timespec until;
+  clock_gettime(CLOCK_REALTIME, &until);
+  until.tv_sec += 60;
+  pthread_mutex_lock(&lock);
+  while (traces < count && pthread_cond_timedwait(&logged, &lock, &until) == 0) {
+  }
+  pthread_mutex_unlock(&lock);
 }
 
 int main(void) {
@@ -76,6 +96,7 @@ int main(void) {
   panics_in("timer", 0);
   panics_in("dispatcher", 0);
   OK(mrtc_client_free(other, &out));
+  wait_for_traces(7);
   CHECK(mrtc_set_log_callback(NULL, NULL, 0) == MRTC_OK, "no log");
   CHECK(traces == 7, "each of them is in the log with its trace: %d", traces);
   return summary();

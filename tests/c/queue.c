@@ -7,6 +7,8 @@
 
 #include "check.h"
 
+enum { PATIENCE = 60000 }; /* ms */
+
 static int readable(int fd, int wait_ms) {
   struct pollfd p = {.fd = fd, .events = POLLIN};
   return poll(&p, 1, wait_ms) == 1 && (p.revents & POLLIN);
@@ -48,7 +50,7 @@ static void in_order(void) {
   }
   for (int i = 0; i < 3; i++) {
     emit(c, "numbered");
-    CHECK(mrtc_client_next_event(c, 1000, &out) == MRTC_OK, "it is there");
+    CHECK(mrtc_client_next_event(c, PATIENCE, &out) == MRTC_OK, "it is there");
     unsigned long long seq = number_of(out, "seq");
     CHECK(before == 0 || seq == before + 1, "events are numbered: %llu after %llu", seq, before);
     CHECK(number_of(out, "client") == c, "and say whose they are: %s", out);
@@ -75,25 +77,25 @@ static void descriptor(void) {
   CHECK(!readable(fd, 0), "nothing waits");
   emit(c, "one");
   emit(c, "two");
-  CHECK(readable(fd, 1000) && readable(other, 1000), "an event waits");
-  CHECK(take(c, "one") && readable(fd, 1000), "another one waits");
+  CHECK(readable(fd, PATIENCE) && readable(other, PATIENCE), "an event waits");
+  CHECK(take(c, "one") && readable(fd, PATIENCE), "another one waits");
   CHECK(take(c, "two") && empty(c) && !readable(fd, 0), "none waits any more");
 
   for (int i = 0; i < 1000; i++) emit(c, "many");
   CHECK(read(fd, bytes, sizeof bytes) == 1, "one byte, however many events wait");
   CHECK(!readable(fd, 0), "the host has eaten the byte");
-  CHECK(take(c, "many") && readable(fd, 1000), "and it is there again while events wait");
+  CHECK(take(c, "many") && readable(fd, PATIENCE), "and it is there again while events wait");
   for (int i = 1; i < 1000; i++)
     if (!take(c, "many")) break;
   CHECK(empty(c) && !readable(fd, 0), "all were taken");
   emit(c, "again");
-  CHECK(readable(fd, 1000) && take(c, "again"), "and it goes on");
+  CHECK(readable(fd, PATIENCE) && take(c, "again"), "and it goes on");
 
   close(other);
   emit(c, "one");
-  CHECK(readable(fd, 1000), "closing one descriptor leaves the others");
+  CHECK(readable(fd, PATIENCE), "closing one descriptor leaves the others");
   OK(mrtc_client_free(c, &out));
-  CHECK(readable(fd, 1000), "the end is readable");
+  CHECK(readable(fd, PATIENCE), "the end is readable");
   while (read(fd, bytes, sizeof bytes) > 0) {
   }
   CHECK(read(fd, bytes, sizeof bytes) == 0, "as the end of the stream");

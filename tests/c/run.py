@@ -102,7 +102,7 @@ for place in places:
     assert new(b'{"mode":"host_driven","user_id":"@a:b","device_id":"D"}', client, None) == 0
     assert take(client, 0, event) == 1
     library.mrtc_test_panic(client, place.encode(), None)
-    assert take(client, 30000, event) == 0 and b'"client_failed"' in event.value, (place, event.value)
+    assert take(client, 60000, event) == 0 and b'"client_failed"' in event.value, (place, event.value)
 print("went on")
 """
 

@@ -21,7 +21,7 @@ from checks import Checks  # noqa: E402
 
 from demo import Homeserver, embedded_homeserver  # noqa: E402
 
-PATIENCE = 30.0
+PATIENCE = 300.0
 
 
 class Program:

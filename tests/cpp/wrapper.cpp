@@ -92,7 +92,7 @@ static void drain(Client &client) {
   std::promise<void> reached;
   Listener last = client.on("drain", [&](const Event &) { reached.set_value(); });
   client.emit("drain");
-  check(reached.get_future().wait_for(30s) == std::future_status::ready, "events arrive");
+  check(reached.get_future().wait_for(60s) == std::future_status::ready, "events arrive");
 }
 
 static void listeners() {
@@ -195,7 +195,7 @@ static void queue_and_host() {
   client.feed(room);
   session.join(R"({"foci_preferred": [{"type": "livekit", "livekit_service_url": "https://sfu.x"}]})");
   bool asked = false;
-  while (auto event = client.next_event(30s)) {
+  while (auto event = client.next_event(60s)) {
     asked = event->find(R"("event":"request")") != std::string::npos;
     if (asked)
       break;
