@@ -11,7 +11,6 @@ import hmac
 import json
 import pathlib
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,15 +18,10 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from synapse_runner import hold_port
+
 BUILD = pathlib.Path(__file__).resolve().parents[2] / "build"
 KEY, SECRET = "devkey", "a secret of the tests, of 32 bytes or more"
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 class _Server:
@@ -38,7 +32,7 @@ class _Server:
         self._command, self._health = command, f"{url}{health}"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, timeout: float = 60) -> None:
+    def start(self, timeout: float = 300) -> None:
         """Starts it and returns when it answers."""
         with self.log.open("ab") as log:
             process = self._process = subprocess.Popen(
@@ -68,14 +62,15 @@ class SFU:
     def __init__(self, folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        port, self._service_port = free_port(), free_port()
+        self._held = [hold_port() for _ in range(3)]
+        port, self._service_port, media_port = (held.getsockname()[1] for held in self._held)
         self.url = f"ws://127.0.0.1:{port}"
         self.service_url = f"http://127.0.0.1:{self._service_port}"
         config = {
             "port": port,
             "bind_addresses": ["127.0.0.1"],
             "rtc": {
-                "udp_port": free_port(socket.SOCK_DGRAM),
+                "udp_port": media_port,
                 "tcp_port": 0,  # it would listen on all interfaces
                 "use_external_ip": False,
                 "node_ip": "127.0.0.1",

@@ -10,6 +10,7 @@ import dataclasses
 import http.client
 import json
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -41,6 +42,22 @@ _GENEROUS = {
     "rc_room_creation": _FREE,
     "rc_delayed_event_mgmt": _FREE,
 }
+
+
+def hold_port() -> socket.socket:
+    """A port of the loopback that is ours while the socket is open, for a server that we start there, and start again.
+    The kernel gives it to nobody, not to who connects there while the server is away, nor does this to others."""
+    ephemeral = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        held = socket.socket()
+        try:
+            held.bind(("127.0.0.1", random.randrange(10_000, ephemeral)))
+        except OSError:
+            held.close()
+            continue
+        # The server may bind it as well: it sets the same, and we do not listen.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return held
 
 
 class MatrixError(Exception):
@@ -141,8 +158,8 @@ class Synapse:
         self._process: subprocess.Popen[bytes] | None = None
         self._names = 0
         self._lock = threading.Lock()
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        self._held = hold_port()
+        port = self._held.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         config = {
             "server_name": SERVER_NAME,
@@ -176,7 +193,9 @@ class Synapse:
         # JSON is YAML.
         (folder / "synapse.yaml").write_text(json.dumps(config | dict(settings or {}), indent=1))
         (folder / "log.yaml").write_text(_LOG)
-        self._run("--generate-keys").wait(60)
+        if code := self._run("--generate-keys").wait(300):
+            said = (folder / "stdout").read_text()[-4000:]
+            raise RuntimeError(f"Synapse made no keys and ended with {code}:\n{said}")
 
     def _run(self, *more: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -187,7 +206,7 @@ class Synapse:
             stderr=subprocess.STDOUT,
         )
 
-    def start(self, timeout: float = 60) -> None:
+    def start(self, timeout: float = 300) -> None:
         """Starts the server and returns when it answers."""
         process = self._process = self._run()
         end = time.monotonic() + timeout
@@ -215,7 +234,7 @@ class Synapse:
             return
         process.send_signal(how)
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
