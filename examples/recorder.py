@@ -62,9 +62,8 @@ async def main(url: str, user: str, password: str, room: str, directory: str) ->
                     running.append(recordings.create_task(record(call, track, participant, folder)))
 
             call.on("track_subscribed", heard)
-            while True:
-                changed = (await session.wait_for("memberships_changed")).memberships
-                if changed.left and changed.count == 1:
+            async for event in session.events():
+                if event.name == "memberships_changed" and event.memberships.left and event.memberships.count == 1:
                     break
             for recording in running:
                 recording.cancel()
