@@ -72,7 +72,7 @@ class JsPeer:
             self._ended = True
             self._arrived.notify_all()
 
-    def command(self, command: str, timeout: float = 60, **arguments: Any) -> dict[str, Any]:
+    def command(self, command: str, timeout: float = 120, **arguments: Any) -> dict[str, Any]:
         with self._arrived:
             self._last_id += 1
             number = self._last_id
@@ -93,22 +93,26 @@ class JsPeer:
             if not condition():
                 raise RuntimeError(f"js-sdk: ended before {what}")
 
-    def sees(self, user_id: str, device_id: str, timeout: float = 20, *, intent: str | None = None) -> dict[str, Any]:
+    def sees(self, user_id: str, device_id: str, timeout: float = 60, *, intent: str | None = None) -> dict[str, Any]:
         """Waits until the peer sees the member (with that intent, if one is given)."""
+        found: list[dict[str, Any]] = []
 
         def there() -> bool:
             member = self.now().get((user_id, device_id))
-            return member is not None and (intent is None or member["intent"] == intent)
+            if member is None or intent not in (None, member["intent"]):
+                return False
+            found.append(member)
+            return True
 
         self._wait(there, timeout, f"member {user_id} {device_id} {intent or ''}")
-        return self.now()[user_id, device_id]
+        return found[-1]
 
-    def sees_gone(self, user_id: str, device_id: str, timeout: float = 20) -> float:
+    def sees_gone(self, user_id: str, device_id: str, timeout: float = 60) -> float:
         """Waits until the peer does not see the member; when that was, on the monotonic clock."""
         self._wait(lambda: (user_id, device_id) not in self.now(), timeout, f"end of member {user_id} {device_id}")
         return time.monotonic()
 
-    def has_key(self, user_id: str, device_id: str, index: int, key: str, timeout: float = 20) -> None:
+    def has_key(self, user_id: str, device_id: str, index: int, key: str, timeout: float = 60) -> None:
         """Waits until the peer holds that media key of a member."""
 
         def held() -> bool:
@@ -116,7 +120,7 @@ class JsPeer:
 
         self._wait(held, timeout, f"key {index} of {user_id} {device_id}")
 
-    def until(self, condition: Callable[[], Any], what: str, timeout: float = 20) -> None:
+    def until(self, condition: Callable[[], Any], what: str, timeout: float = 60) -> None:
         """Waits for something of what the peer has told."""
         self._wait(lambda: bool(condition()), timeout, what)
 
@@ -135,7 +139,7 @@ class JsPeer:
         """Joins the room and tells the members of its call from now on."""
         self.command("join_room", room_id=room_id)
 
-    def join(self, room_id: str, intent: str = "video", delay_ms: int = 10_000, **settings: int) -> None:
+    def join(self, room_id: str, intent: str = "video", delay_ms: int = 60_000, **settings: int) -> None:
         """`settings` are more of matrix-js-sdk's, as it names them."""
         transports = [{"type": "livekit", "livekit_service_url": "https://js.example", "livekit_alias": room_id}]
         settings["delayedLeaveEventDelayMs"] = delay_ms
@@ -147,7 +151,7 @@ class JsPeer:
         self.command("update_intent", room_id=room_id, intent=intent)
 
     def leave(self, room_id: str) -> bool:
-        return bool(self.command("leave", room_id=room_id, timeout_ms=10_000)["left"])
+        return bool(self.command("leave", room_id=room_id, timeout_ms=60_000)["left"])
 
     def close(self) -> None:
         assert self._process.stdin

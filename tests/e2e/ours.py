@@ -35,7 +35,7 @@ def client_of(account: Account, store: str | None = None, **more: Any) -> Client
     return Client(account.url, **given | more)
 
 
-def wait_until(client: Client, condition: Callable[[], Any], timeout: float = 20, what: str = "condition") -> None:
+def wait_until(client: Client, condition: Callable[[], Any], timeout: float = 60, what: str = "condition") -> None:
     """Takes events until the condition holds."""
     end = time.monotonic() + timeout
     while not condition():
@@ -94,7 +94,7 @@ class KeysElsewhere:
                     self.in_use = (key["index"], key["key"])
                 self._arrived.notify_all()
 
-    def until(self, condition: Callable[[], Any], what: str, timeout: float = 30) -> None:
+    def until(self, condition: Callable[[], Any], what: str, timeout: float = 60) -> None:
         end = time.monotonic() + timeout
         with self._arrived:
             # A condition may lie outside of what this tells.
@@ -111,7 +111,7 @@ def main() -> None:
         keys: list[Event] = []
         session.on("encryption_key_changed", keys.append)
         session.join([TRANSPORT], **given["settings"])
-        wait_until(client, lambda: session.info().status == "Connected", 30, "join")
+        wait_until(client, lambda: session.info().status == "Connected", what="join")
         print("joined", flush=True)
         while True:
             for event in keys:

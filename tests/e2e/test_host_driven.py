@@ -76,7 +76,7 @@ class Host:
             except queue.Empty:
                 return True
 
-    def wait_until(self, condition: Callable[[], Any], timeout: float = 20, what: str = "condition") -> None:
+    def wait_until(self, condition: Callable[[], Any], timeout: float = 60, what: str = "condition") -> None:
         wait_until(self.client, lambda: self.pump() and condition(), timeout, what)
 
     def close(self) -> None:
