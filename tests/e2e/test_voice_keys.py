@@ -25,6 +25,7 @@ class Session(EventSource):
         server.create_room(room)
         self.server, self.room, self.identity = server, room, identity
         self.keys_managed, self.joined, self.status = encrypted, True, "Connected"
+        self.leave_delegated = False
         self.keys: dict[tuple[str, int], MediaKey] = {}
         self.connected: list[tuple[bool, str | None]] = []
         self.memberships: list[Membership] = []
@@ -107,7 +108,8 @@ class Scene:
         await until(lambda: any(near(ear.tone(), tone) for ear in self.ears), what)
 
     async def silent(self) -> None:
-        await more_packets(self.listener.room, 30)  # what is on its way
+        await until(lambda: not any(ear.tone() for ear in self.ears), "end of what is on its way")
+        await more_packets(self.listener.room, 30)
         for ear in self.ears:
             ear.forget()
         await more_packets(self.listener.room, 100)
@@ -199,7 +201,7 @@ async def test_the_sdk_reconnects(stage: Stage) -> None:
             reconnected = asyncio.Event()
             call.on("reconnected", reconnected.set)
             await call.room.simulate_scenario(rtc.SimulateScenarioKind.SIMULATE_FULL_RECONNECT)
-            await asyncio.wait_for(reconnected.wait(), 60)
+            await asyncio.wait_for(reconnected.wait(), 120)
             await both.heard("tone after a reconnection")
 
 
