@@ -31,7 +31,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LEAVE_DELAY = 5.0  # seconds after which the homeserver removes a participant that went silent
 SLACK = 10.0  # for the removal to travel to the others
-STEP = 15.0  # for every other step
+STEP = 60.0  # for every other step
 
 JOIN = {
     "foci_preferred": [{"type": "livekit", "livekit_service_url": "https://sfu.example.org"}],

@@ -48,7 +48,7 @@ def only(pattern: str) -> pathlib.Path:
 
 def run(*command: object, cwd: pathlib.Path, **env: str) -> str:
     done = subprocess.run(
-        [str(c) for c in command], cwd=cwd, env=CLEAN | env, capture_output=True, text=True, timeout=300
+        [str(c) for c in command], cwd=cwd, env=CLEAN | env, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
@@ -180,7 +180,7 @@ class Caller:
             stderr=subprocess.STDOUT,
             text=True,
         ) as process:
-            hung = threading.Timer(60, process.kill)
+            hung = threading.Timer(180, process.kill)
             hung.start()
             try:
                 assert process.stdout

@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("tests/e2e", "demo", "bindings
 
 from demo import Homeserver, embedded_homeserver  # noqa: E402
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 RUN = "run", "run sfu"
 FENCE = re.compile(r"^```(\w+)[ ]*([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")

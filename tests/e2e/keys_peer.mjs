@@ -46,7 +46,7 @@ for await (const line of input) {
   const { key, enter, speak } = JSON.parse(line);
   if (key) session.tellKey(key);
   if (enter) {
-    call = await connect(session, { timeoutMs: 60_000 });
+    call = await connect(session, { timeoutMs: 180_000 });
     call.on('trackSubscribed', (track) => void listen(track));
     say({ in: true });
   }

@@ -62,7 +62,7 @@ async def test_python_and_node(stage: Stage) -> None:
             await until(lambda: a.restarts, "loss of the connection")
             stage.sfu.livekit.start()
             forget(a)
-            await until(lambda: a.hears_tone(bob, 660) and b.hears(a), "tones after the restart", 90)
+            await until(lambda: a.hears_tone(bob, 660) and b.hears(a), "tones after the restart")
         assert b.left is True
 
 
@@ -100,9 +100,9 @@ async def test_a_crash_is_seen_by_the_others(stage: Stage) -> None:
             noticed = asyncio.Event()
             a.call.on("participant_disconnected", lambda p: noticed.set())
             process.kill()
-            await asyncio.wait_for(noticed.wait(), 60)
+            await asyncio.wait_for(noticed.wait(), 120)
             # Its own delayed leave is an hour away.
-            await until(lambda: bob.user_id not in a.members(), "end of bob's membership", 5)
+            await until(lambda: bob.user_id not in a.members(), "end of bob's membership", 30)
 
 
 @in_loop
@@ -110,7 +110,7 @@ async def test_who_closes_the_media_stays_in_the_call(stage: Stage) -> None:
     """The service sends the leave that it holds when the SFU tells that its owner is gone: it is taken back before."""
     room, (alice,) = stage.cast("alice")
     async with Bot(alice, room, delegate_leave=True) as a:
-        await until(lambda: a.session.info().leave_delegated, "delegation", 60)
+        await until(lambda: a.session.info().leave_delegated, "delegation")
         lost: list[matrixrtc.Event] = []
         a.session.on("membership_lost", lost.append)
         await a.call.aclose()
@@ -130,7 +130,7 @@ async def test_the_sfu_is_restarted(stage: Stage) -> None:
         await until(lambda: a.restarts and b.restarts, "loss of the connection")
         stage.sfu.livekit.start()
         forget(a, b)
-        await until(hear_each_other(a, b), "tones after the restart", 90)
+        await until(hear_each_other(a, b), "tones after the restart")
         assert a.members() == b.members() == {alice.user_id, bob.user_id}
 
 
@@ -141,15 +141,16 @@ async def test_a_third_joins_and_nothing_is_lost(stage: Stage, monkeypatch: pyte
     strict.key_provider_options.failure_tolerance = 0
     monkeypatch.setattr(livekit, "_encryption", lambda: strict)
     room, (alice, bob, carol) = stage.cast("alice", "bob", "carol")
-    quick = {"key_rotation_grace_ms": 500, "use_key_delay_ms": 1000}
+    quick = {"key_rotation_grace_ms": 500, "use_key_delay_ms": 3000}
     async with Bot(alice, room, 440, **quick) as a, Bot(bob, room, 660, **quick) as b:
         await until(hear_each_other(a, b), "tones")
+        await until(lambda: not a.changes_key and not b.changes_key, "keys in use")
         quiet = [await more_packets(bot.room, 150) for bot in (a, b)]
         before = a.key_index, b.key_index
         told = len(a.encryption), len(b.encryption)
         counts = [asyncio.create_task(more_packets(bot.room, 400)) for bot in (a, b)]
         async with Bot(carol, room, 880, **quick) as c:
-            await until(lambda: (a.key_index, b.key_index) > before, "rotations")
+            await until(lambda: a.key_index > before[0] and b.key_index > before[1], "rotations")
             await until(hear_each_other(a, b, c), "tones of three")
             rotating = [await count for count in counts]
             forget(a, b, c)
@@ -237,7 +238,7 @@ async def test_a_user_who_may_not_create_rooms(stage: Stage, tmp_path: pathlib.P
             await until(lambda: entering.done() or reason in [f.sfu_failed.reason for f in a.failures], reason)
             assert not entering.done() and a.members() == {alice.user_id}
             sfu.create_room((await a.session.fetch_sfu_token()).room)
-            await asyncio.wait_for(entering, 60)
+            await asyncio.wait_for(entering, 120)
             await until(lambda: told, "refusal of the leave")
             assert told[0].data["delegated"] is False and "refuses to take it" in told[0].data["reason"]
             assert a.session.info().delay_id
@@ -289,7 +290,7 @@ async def test_the_transport_moves(stage: Stage, other_sfu: SFU) -> None:
         ):
             await until(hear_each_other(b, c), "tones")
             assert b.call.rooms.keys() == {stage.sfu.service_url}
-            await a.session.leave(30)
+            await a.session.leave(120)
             await until(lambda: b.call.rooms.keys() == c.call.rooms.keys() == {other_sfu.service_url}, "move")
             forget(b, c)
             await until(hear_each_other(b, c), "tones at the other SFU")
@@ -303,14 +304,14 @@ async def test_either_side_may_be_closed(stage: Stage) -> None:
         await b.call.aclose()
         assert b.session.info().joined and not b.call.rooms
         await until(lambda: not a.call.remote_participants, "bob's end on the SFU")
-        b.use(await livekit.connect(b.session, timeout=60))
+        b.use(await livekit.connect(b.session, timeout=180))
         await b.speak()
         forget(a, b)
         await until(hear_each_other(a, b), "tones again")
         a.session.leave_soon()
-        await asyncio.wait_for(a.call.wait_closed(), 30)
+        await asyncio.wait_for(a.call.wait_closed(), 120)
         assert a.call.room is None and a.call.remote_participants == []
         with pytest.raises(matrixrtc.InvalidStateError):
             await livekit.connect(a.session)
         b.session.close()
-        await asyncio.wait_for(b.call.wait_closed(), 30)
+        await asyncio.wait_for(b.call.wait_closed(), 120)

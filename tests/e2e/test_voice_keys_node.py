@@ -38,7 +38,7 @@ class Node:
             yield node
             assert node._process.stdin
             node._process.stdin.close()
-            async with asyncio.timeout(40):
+            async with asyncio.timeout(120):
                 assert await node._process.wait() == 0
         finally:
             if node._process.returncode is None:
@@ -63,7 +63,7 @@ class Node:
 
     async def enter(self) -> None:
         self._write({"enter": True})
-        await until(lambda: self.entered, "entry of Node", 90)
+        await until(lambda: self.entered, "entry of Node", 180)
 
     def speak(self, tone: float) -> None:
         self._write({"speak": tone})
@@ -85,7 +85,7 @@ class Node:
 
     async def silent(self) -> None:
         self.tones.clear()
-        await until(lambda: len(self.tones) > 3, "windows of silence")
+        await until(lambda: len(self.tones) > 3 and not any(self.tones[-3:]), "end of what is on its way")
         self.tones.clear()
         await until(lambda: len(self.tones) > 5, "windows of silence")
         assert not any(self.tones)

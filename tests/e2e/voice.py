@@ -74,7 +74,7 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
     return run
 
 
-async def until(condition: Callable[[], Any], what: str, timeout: float = 40) -> None:
+async def until(condition: Callable[[], Any], what: str, timeout: float = 120) -> None:
     """Looks at a condition until it holds."""
     try:
         async with asyncio.timeout(timeout):
@@ -115,7 +115,7 @@ async def received(room: rtc.Room) -> Received:
 async def more_packets(room: rtc.Room, count: int) -> Received:
     """Waits until that many have come; what came with them."""
     before = await received(room)
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(120):
         while (now := await received(room)).packets - before.packets < count:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     return now - before
@@ -211,7 +211,7 @@ class Bot:
         self.client._watch()
         self.client.start()
         self.session.join(**self.settings)
-        self.use(await connect(self.session, timeout=60))
+        self.use(await connect(self.session, timeout=180))
         await self.speak()
 
     @property
@@ -223,6 +223,11 @@ class Bot:
     def key_index(self) -> int | None:
         """The index of the key that we encrypt with."""
         return next((k.index for k in self.session.encryption_keys() if k.own and k.in_use), None)
+
+    @property
+    def changes_key(self) -> bool:
+        """Whether there is a key that we shall encrypt with, and do not yet."""
+        return max(k.index for k in self.session.encryption_keys() if k.own) != self.key_index
 
     def use(self, call: Call) -> None:
         self.call = call
@@ -325,7 +330,7 @@ async def elsewhere(account: Account, room_id: str, tone: float) -> AsyncIterato
     assert process.stdin and process.stdout
     try:
         process.stdin.write(json.dumps({"account": vars(account), "room_id": room_id, "tone": tone}).encode() + b"\n")
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(180):
             said = await process.stdout.readline()
         if said != b"in\n":
             raise RuntimeError(f"the bot elsewhere said {said!r}")
@@ -360,7 +365,7 @@ class NodePeer:
         }
         try:
             peer._write({"config": config, "room": room_id, "tone": tone, "join": join})
-            await until(lambda: peer.entered, "entry of the Node bot", 90)
+            await until(lambda: peer.entered, "entry of the Node bot", 180)
             yield peer
             await peer.leave()
         finally:
@@ -394,7 +399,7 @@ class NodePeer:
     async def leave(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(120):
             await self._process.wait()
 
 

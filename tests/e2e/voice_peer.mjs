@@ -24,7 +24,7 @@ const client = new Client(config);
 client.start();
 const session = client.session(room);
 session.join(join);
-const call = await connect(session, { timeoutMs: 60_000 });
+const call = await connect(session, { timeoutMs: 180_000 });
 call.on('trackSubscribed', (track, _publication, participant) => {
   void listen(track, participant);
 });
@@ -35,7 +35,7 @@ say({ in: true });
 void hum(tone, source);
 
 process.stdin.once('end', async () => {
-  say({ left: await session.leave(10_000) });
+  say({ left: await session.leave(60_000) });
   await call.closed;
   await client.close();
   process.exit(0);
