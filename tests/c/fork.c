@@ -13,7 +13,7 @@ static int ends_well(pid_t child) {
 
 static void in_child(mrtc_client client, mrtc_session session, char *from_parent) {
   passed = failed = 0;
-  alarm(60); /* a hang is a failure as well */
+  alarm(240); /* a hang is a failure as well */
   for (int i = 0; i < FUNCTIONS; i++) {
     char *out = NULL;
     uint64_t handle = every[i].kind == SESSION ? session : client;

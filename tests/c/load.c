@@ -28,7 +28,7 @@ static int child_can_use_it(const char *path) {
   int status = -1;
   pid_t child = fork();
   if (child == 0) {
-    alarm(60);
+    alarm(240);
     int ok = works(path);
     fflush(stdout);
     _exit(!ok);

@@ -12,6 +12,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -366,13 +368,35 @@ def test_the_readme_holds_the_keys_of_a_call(encrypted_pair: Pair) -> None:
         Client(bob.url, access_token=bob.access_token) as b,
     ):
         cleanup.callback(process.kill)
-        assert process.stdout is not None
-        own = process.stdout.readline()
-        assert re.fullmatch(rf"{alice.user_id}:\S+ 0 [0-9a-f]{{8}}\n", own)
+        lines: list[list[str]] = []  # identity, index and fingerprint
+
+        def read() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line.split())
+
+        threading.Thread(target=read, daemon=True).start()
+
+        def until(condition: Callable[[], bool]) -> None:
+            end = time.monotonic() + TIMEOUT
+            while not condition():
+                assert time.monotonic() < end, f"alice said {lines}, bob has {theirs.encryption_keys()}"
+                b.next_event(0.25)
+
         theirs = b.session(room_id)
+        until(lambda: len(lines) > 0)
+        identity, index, fingerprint = lines[0]
+        assert (identity.startswith(f"{alice.user_id}:"), index) == (True, "0")
+        assert re.fullmatch("[0-9a-f]{8}", fingerprint)
         theirs.join([SFU])
-        identity, index, fingerprint = process.stdout.readline().split()
-        (key,) = [k for k in theirs.encryption_keys() if k.own]
-        assert (identity, int(index), fingerprint) == (key.sfu_identity, key.index, key.fingerprint)
-        while own.split()[2] not in [k.fingerprint for k in theirs.encryption_keys()]:
-            assert b.next_event(TIMEOUT), "alice's key has not come"
+
+        def alice_has_ours() -> bool:
+            own = [k for k in theirs.encryption_keys() if k.own]
+            return any([k.sfu_identity, str(k.index), k.fingerprint] in lines for k in own)
+
+        def we_have_hers() -> bool:
+            in_use = [line[2] for line in lines if line[0] == identity][-1]
+            return in_use in [k.fingerprint for k in theirs.encryption_keys()]
+
+        until(alice_has_ours)
+        until(we_have_hers)
