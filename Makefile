@@ -68,7 +68,7 @@ demo-voice: $(LIB) build/homeserver build/livekit-server build/authservice $(VEN
 ## test-fast   the developer's loop: unit, scenario and property tests of the core (within a minute)
 test-fast:
 	$(GO) vet $(GOTAGS) ./...
-	$(GO) test $(GOTAGS) -short ./core/...
+	$(GO) test $(GOTAGS) -short -parallel 8 ./core/... # they wait more than they work
 
 ## test        every test, on a real Synapse with a real matrix-js-sdk peer
 test: lint test-go test-homeserver test-python test-node test-c test-docs test-e2e test-dist

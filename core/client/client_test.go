@@ -165,6 +165,7 @@ func TestSyncFromTheBeginning(t *testing.T) {
 
 // A client that vanishes is removed by its delayed leave.
 func TestVanishedClientIsRemovedByItsDelayedLeave(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	d := newDriver(t, Config{HomeserverURL: f.URL, AccessToken: "b"}).start()
 	s, err := d.OpenSession(room, session.OpenOptions{})

@@ -222,8 +222,10 @@ func TestKeyThatCannotBeDecryptedComesAgain(t *testing.T) {
 
 // The device is logged out, with which its homeserver forgets it, and logged in again under its name.
 func TestKeysAfterTheDeviceWasLoggedOut(t *testing.T) {
+	t.Parallel()
 	for name, set := range map[string]func(*Config){"store": inStore(t), "memory": func(*Config) {}} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			h := newHome(t)
 			a, b := h.register("a"), h.register("b")
 			room := h.createRoom(a, true)
