@@ -79,6 +79,7 @@ type parcel struct {
 	failures int
 	at       time.Duration // when it is tried again
 	txn      string        // of the room event that it was in
+	unread   bool          // it was under way when its device said that it could not decrypt something
 }
 
 // held says that the key is for somebody and has been sent to nobody: its delay has not begun.
@@ -311,10 +312,20 @@ func (k *ownKeys) give(p *peer, key *ownKey) {
 	key.ready = append(key.ready, &parcel{to: p, key: key})
 }
 
-// unread gives a device once more what has reached it and what it could not decrypt, as it says.
+// unread gives a device once more what has reached it and what it could not decrypt, as it says. What is
+// under way may have reached it before we hear of that.
 func (k *ownKeys) unread(now Time, device memberKey) {
 	p := k.peers[device]
-	if p == nil || p.reached == nil || k.o.keysByRoomEvent || now.Boot < p.againAt {
+	if p == nil || k.o.keysByRoomEvent || now.Boot < p.againAt {
+		return
+	}
+	for _, f := range k.flights {
+		if sent := f.open[device]; sent != nil {
+			sent.unread = true
+			p.againAt = now.Boot + keysAgainEvery
+		}
+	}
+	if p.reached == nil {
 		return
 	}
 	p.againAt = now.Boot + keysAgainEvery
@@ -512,6 +523,10 @@ func (k *ownKeys) arrived(now Time, p *parcel, reason string) {
 	u := KeyUndelivered{UserID: to.key.user, DeviceID: to.key.device, MemberID: to.memberID, Index: p.key.index, Reason: reason}
 	if reason == "" {
 		to.reached = newer(to.reached, p.key)
+		if p.unread {
+			k.give(to, p.key)
+			o.wake(now.Boot)
+		}
 		if to.told && newer(to.missed, p.key) == p.key {
 			to.told = false
 			u.Delivered = true
@@ -525,6 +540,7 @@ func (k *ownKeys) arrived(now Time, p *parcel, reason string) {
 		o.tell(EventEncryptionKeyUndelivered, u)
 	}
 	pause := min(o.retry<<min(p.failures, 16), keyRetryAtMost)
+	p.unread = false
 	p.failures++
 	p.at = now.Boot + pause/2 + time.Duration(o.set.random()*float64(pause/2))
 	p.at = (p.at + o.retry - 1) / o.retry * o.retry // so that many go in one request
