@@ -141,10 +141,11 @@ async def test_node_speaks(stage: Stage) -> None:
             await heard(f"tone while key {index} waits")
             node.tell_key("speaker", index, KEYS[n])
             await heard(f"tone with key {index}")
-        for times in range(1, 4):
+        for times in range(1, 5):
             stage.sfu.throw_out("node speaks", "speaker")
             await until(lambda n=times: node.connected == [True, False] * n + [True], "another room")
             await heard("tone from the next room")
         for ear in ears:
             await ear.close()
-        assert node.listeners[2] >= node.listeners[-1], node.listeners
+        # Three rooms have gone between these, and a frame that is on its way has a listener too.
+        assert node.listeners[-1] - node.listeners[2] < 2, node.listeners
