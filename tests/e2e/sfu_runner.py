@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from synapse_runner import hold_port
+from synapse_runner import own_port
 
 BUILD = pathlib.Path(__file__).resolve().parents[2] / "build"
 KEY, SECRET = "devkey", "a secret of the tests, of 32 bytes or more"
@@ -62,8 +62,7 @@ class SFU:
     def __init__(self, folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._held = [hold_port() for _ in range(3)]
-        port, self._service_port, media_port = (held.getsockname()[1] for held in self._held)
+        port, self._service_port, media_port = own_port(), own_port(), own_port()
         self.url = f"ws://127.0.0.1:{port}"
         self.service_url = f"http://127.0.0.1:{self._service_port}"
         config = {

@@ -44,20 +44,29 @@ _GENEROUS = {
 }
 
 
-def hold_port() -> socket.socket:
-    """A port of the loopback that is ours while the socket is open, for a server that we start there, and start again.
-    The kernel gives it to nobody, not to who connects there while the server is away, nor does this to others."""
-    ephemeral = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+_held: list[socket.socket] = []
+
+
+def own_port() -> int:
+    """A port of the loopback for a server that we start, and start again: nobody else is given it, nor takes it by
+    connecting there while the server is away."""
     while True:
         held = socket.socket()
         try:
-            held.bind(("127.0.0.1", random.randrange(10_000, ephemeral)))
+            held.bind(("127.0.0.1", random.randrange(10_000, 30_000)))  # below those that whoever connects is given
         except OSError:
             held.close()
             continue
-        # The server may bind it as well: it sets the same, and we do not listen.
+        # A server that sets the same may bind it as well, as we do not listen.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        return held
+        port: int = held.getsockname()[1]
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:  # not on this system: then it is only free
+            held.close()
+        else:
+            _held.append(held)
+        return port
 
 
 class MatrixError(Exception):
@@ -158,8 +167,7 @@ class Synapse:
         self._process: subprocess.Popen[bytes] | None = None
         self._names = 0
         self._lock = threading.Lock()
-        self._held = hold_port()
-        port = self._held.getsockname()[1]
+        port = own_port()
         self.url = f"http://127.0.0.1:{port}"
         config = {
             "server_name": SERVER_NAME,
