@@ -102,7 +102,7 @@ async def test_a_crash_is_seen_by_the_others(stage: Stage) -> None:
             process.kill()
             await asyncio.wait_for(noticed.wait(), 120)
             # Its own delayed leave is an hour away.
-            await until(lambda: bob.user_id not in a.members(), "end of bob's membership", 30)
+            await until(lambda: bob.user_id not in a.members(), "end of bob's membership", 5)
 
 
 @in_loop
