@@ -613,9 +613,15 @@ func (o *own) sweep(now Time) {
 		o.wake(o.sw.sweepAt)
 		return
 	}
+	// The list may have what is being armed, whose id we do not know yet.
+	arming := func() bool { return o.scheduling.inflight != 0 || o.handover.arming.inflight != 0 }
+	if arming() {
+		return
+	}
 	o.ask(now, &o.listing, wire.Request{Kind: wire.ListDelayed}, func(now Time, a wire.Answer, late bool) {
 		switch {
 		case late || o.phase != present:
+		case a.Err == nil && arming(): // once more, when that is answered
 		case a.Err == nil:
 			o.sw.orphan, o.sw.sweepAt = now.Boot < o.sw.lateTill, o.sw.lateTill
 			for _, id := range o.ours(a.Delayed) {
