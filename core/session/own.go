@@ -125,6 +125,7 @@ type written struct {
 	before  id.EventID    // our event before the last loss
 	seen    []id.EventID  // own-key events seen while a write was in flight
 	current ownState      // the own-key event that the sync showed last
+	gone    bool          // others have seen us leave since we joined: our last write brought us back
 	foreign time.Duration // Boot: when current, not ours, counts as a loss unless our echo comes; 0: no
 }
 
@@ -859,6 +860,10 @@ func (o *own) noticeState(now Time) {
 	case s.eventID == m.eventID:
 		m.echoed = true
 		m.joinedTS, m.expiresTS = s.joinedTS, s.expiresTS
+		if m.gone {
+			m.gone = false
+			o.keys.giveAgain()
+		}
 	case s.ours:
 		if m.echoed || m.uncertain {
 			m.eventID, m.expiresTS, m.uncertain = s.eventID, s.expiresTS, false
@@ -869,6 +874,7 @@ func (o *own) noticeState(now Time) {
 	case m.echoed || s.known && s.originTS > m.askedTS+2000:
 		o.lose(now, lossReason(o.set.cfg.UserID, s))
 	default:
+		m.gone = m.gone || s.known && s.originTS > m.joinedTS
 		m.foreign = now.Boot + echoWithin
 		o.wake(m.foreign)
 	}
