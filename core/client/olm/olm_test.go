@@ -105,20 +105,25 @@ func (f *fake) hang(server string) (release func(), hanging <-chan string) {
 	return func() { close(released) }, calls
 }
 
+// sends begins to send to devices: their fates as they are told, and when that has ended.
+func (p *party) sends(to ...wire.Device) (fates <-chan wire.Delivery, over <-chan struct{}) {
+	told, ended := make(chan wire.Delivery, len(to)), make(chan struct{})
+	go func() {
+		defer close(ended)
+		p.Send(p.ctx, "t", json.RawMessage(`{}`), to, func(d []wire.Delivery) {
+			for _, one := range d {
+				told <- one
+			}
+		})
+	}()
+	return told, ended
+}
+
 func TestSlowServerDelaysNobodyElse(t *testing.T) {
 	f := newFake(t)
 	a, b, c := f.party("@a:x", "A"), f.party("@b:y", "B"), f.party("@c:slow", "C")
 	release, hanging := f.hang("slow")
-	fates := make(chan wire.Delivery, 2)
-	over := make(chan struct{})
-	go func() {
-		defer close(over)
-		a.Send(a.ctx, "t", json.RawMessage(`{}`), []wire.Device{c.Device, b.Device}, func(d []wire.Delivery) {
-			for _, one := range d {
-				fates <- one
-			}
-		})
-	}()
+	fates, over := a.sends(c.Device, b.Device)
 	if d := <-fates; d.Device != b.Device || d.Reason != "" {
 		t.Fatalf("first %+v", d)
 	}
@@ -205,16 +210,7 @@ func TestSlowClaimDelaysNobodyElse(t *testing.T) {
 	a, b, c := f.party("@a:x", "A"), f.party("@b:y", "B"), f.party("@c:slow", "C")
 	_ = a.query(a.ctx, []id.UserID{"@c:slow"})
 	release, hanging := f.hang("slow")
-	fates := make(chan wire.Delivery, 2)
-	over := make(chan struct{})
-	go func() {
-		defer close(over)
-		a.Send(a.ctx, "t", json.RawMessage(`{}`), []wire.Device{c.Device, b.Device}, func(d []wire.Delivery) {
-			for _, one := range d {
-				fates <- one
-			}
-		})
-	}()
+	fates, over := a.sends(c.Device, b.Device)
 	if d := <-fates; d.Device != b.Device || d.Reason != "" {
 		t.Fatalf("first %+v", d)
 	}
