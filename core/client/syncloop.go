@@ -119,14 +119,14 @@ func (c *Client) syncOnce(since string, quick bool) (next string, e *Error) {
 			return nil
 		}
 		c.learnDate(now, h)
-		before := c.rooms
+		var before map[id.RoomID]bool
 		if since == "" {
-			c.rooms = map[id.RoomID]bool{}
+			before, c.rooms = c.rooms, map[id.RoomID]bool{}
 		}
 		if err := c.handleSync(now, wire.ParseJSON(h.Body)); err != nil {
 			return err
 		}
-		for room := range before { // where it says all, what it does not name is over
+		for room := range before { // it says all: what it does not name is over
 			if !c.rooms[room] {
 				_ = c.set.Handle(now, session.RoomLeft{Room: room})
 			}
