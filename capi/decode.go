@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"unicode/utf8"
-	"unsafe"
 
 	"libmatrixrtc/core/client"
 	"libmatrixrtc/core/wire"
@@ -30,7 +29,7 @@ func decode(text string, into any) error {
 	switch {
 	case !utf8.ValidString(text):
 		return bad("", "expected UTF-8")
-	case wire.DeeperThan(unsafe.Slice(unsafe.StringData(text), len(text)), wire.MaxDepth):
+	case wire.DeeperThan(wire.Share(text), wire.MaxDepth):
 		return bad("", "expected at most %d levels of nesting", wire.MaxDepth)
 	case !gjson.Valid(text):
 		return bad("", "expected JSON: %s", syntaxError([]byte(text)))
@@ -65,7 +64,7 @@ func fill(path string, v gjson.Result, to reflect.Value) error {
 	expected := func(what string) error { return bad(path, "expected %s", what) }
 	switch {
 	case to.Type() == rawMessage:
-		to.SetBytes(unsafe.Slice(unsafe.StringData(v.Raw), len(v.Raw))) // of a text of ours, which nobody changes
+		to.SetBytes(wire.Share(v.Raw))
 	case to.Kind() == reflect.String:
 		if v.Type != gjson.String {
 			return expected("a string")

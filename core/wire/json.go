@@ -62,5 +62,5 @@ func keepName(s string) string {
 
 var common = []string{TypeStateMember, "m.room.member", "m.call", "m.room", SelectionMultiSFU, SelectionOldest}
 
-// share is a piece of a text that will never change, which it keeps whole.
-func share(s string) json.RawMessage { return unsafe.Slice(unsafe.StringData(s), len(s)) }
+// Share is the bytes of a text, or of a piece of one that is then kept whole. Nobody may change them.
+func Share(s string) json.RawMessage { return unsafe.Slice(unsafe.StringData(s), len(s)) }

@@ -152,7 +152,7 @@ func ParseStateMember(ev Event, roomVersion string, maxExpiry time.Duration) (*M
 				return false
 			}
 			if len(m.Transports) < maxTransports {
-				m.Transports = append(m.Transports, share(f.Raw))
+				m.Transports = append(m.Transports, Share(f.Raw))
 			}
 			return true
 		})
@@ -179,7 +179,7 @@ func ParseStateMember(ev Event, roomVersion string, maxExpiry time.Duration) (*M
 			if len(m.ApplicationData) == 0 {
 				m.ApplicationData = map[string]json.RawMessage{}
 			}
-			m.ApplicationData[strings.Clone(f.name)] = share(f.value.Raw)
+			m.ApplicationData[strings.Clone(f.name)] = Share(f.value.Raw)
 		}
 	}
 	return m, ""
